@@ -1,0 +1,26 @@
+import { defineConfig } from "vitest/config";
+
+/**
+ * Two projects: `unit` (beside the sources, no processes, seconds in all) and `real` (contract, interop,
+ * faults, property: real QEMU, real files). Both run in `npm test`.
+ */
+export default defineConfig({
+  test: {
+    projects: [
+      {
+        test: { name: "unit", include: ["src/**/*.test.ts"], testTimeout: 10_000, hookTimeout: 10_000 },
+      },
+      {
+        test: {
+          name: "real",
+          include: ["test/**/*.test.ts"],
+          testTimeout: 120_000,
+          hookTimeout: 60_000,
+          fileParallelism: true,
+          maxWorkers: 2,
+          pool: "forks",
+        },
+      },
+    ],
+  },
+});
