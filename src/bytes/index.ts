@@ -5,6 +5,7 @@
  * - HeadLastSink: is written front to back, its first bytes last.
  */
 export { ByteReader, ByteWriter } from "./cursor.js";
+export { formatSize, parseSize } from "./size-text.js";
 export type { ByteSource, HeadLastSink, IoOptions } from "./source.js";
 export { GiB, KiB, MiB, TiB, roundDown, roundUp } from "./units.js";
 export { isZero } from "./zero.js";

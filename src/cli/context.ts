@@ -1,0 +1,43 @@
+import type { Command } from "commander";
+import { UsageError } from "../errors/index.js";
+
+/** What a command gets from the world around it, so that nothing below reads process state. */
+export interface CliContext {
+  readonly stdout: NodeJS.WriteStream;
+  readonly stderr: NodeJS.WriteStream;
+  readonly environment: NodeJS.ProcessEnv;
+  /** Fires when the user interrupts. */
+  readonly signal: AbortSignal;
+}
+
+/** One command: a file in commands/ each. */
+export interface CommandModule {
+  /** Adds the command's options and its action. */
+  declare(command: Command, context: CliContext): void;
+}
+
+/** Options that every command takes. */
+export interface CommonOptions {
+  readonly json?: boolean;
+  readonly quiet?: boolean;
+  readonly verbose?: boolean;
+  readonly progress?: boolean;
+}
+
+/** Adds `--repo`. */
+export function withRepository(command: Command): Command {
+  return command.option("--repo <where>", "the repository: a directory (default: $TIDEMARK_REPO)");
+}
+
+/** The repository that a command works on. @throws {UsageError} when none was named */
+export function repositoryOf(options: { readonly repo?: string }, context: CliContext): string {
+  const where = options.repo ?? context.environment["TIDEMARK_REPO"];
+  if (where !== undefined && where !== "") return where;
+  throw new UsageError("No repository was named", { hint: "Give --repo <directory>, or set TIDEMARK_REPO" });
+}
+
+/** Where runs keep their state and locks on this host. */
+export function runDirectory(context: CliContext): string {
+  const runtime = context.environment["XDG_RUNTIME_DIR"];
+  return runtime !== undefined && runtime !== "" ? `${runtime}/tidemark` : "/run/tidemark";
+}

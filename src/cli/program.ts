@@ -1,0 +1,63 @@
+import { Command, CommanderError, Option } from "commander";
+import { UsageError } from "../errors/index.js";
+import type { CliContext, CommandModule } from "./context.js";
+import { EXIT_STATUS_HELP } from "./exit-code.js";
+import { VERSION } from "./version.js";
+
+/** Every command, with what the overview says of it. A command's module is loaded only when it is the one to run. */
+const COMMANDS: readonly { name: string; summary: string; load: () => Promise<CommandModule> }[] = [
+  { name: "init", summary: "make a repository", load: () => import("./commands/init.js") },
+  { name: "backup", summary: "back up a running machine", load: () => import("./commands/backup.js") },
+  { name: "list", summary: "the points, as a tree", load: () => import("./commands/list.js") },
+  { name: "show", summary: "one point: disks, sizes, why full", load: () => import("./commands/show.js") },
+  { name: "restore", summary: "write a point's disks to files", load: () => import("./commands/restore.js") },
+  {
+    name: "status",
+    summary: "what QEMU carries, what the next backup does",
+    load: () => import("./commands/status.js"),
+  },
+  {
+    name: "cleanup",
+    summary: "remove what a dead run left in QEMU",
+    load: () => import("./commands/cleanup.js"),
+  },
+];
+
+/** Runs the command line. @throws whatever the command throws; wrong usage as {UsageError} */
+export async function runProgram(args: readonly string[], context: CliContext): Promise<void> {
+  const program = new Command("tidemark")
+    .description("Incremental backups of QEMU virtual machines, as plain qcow2 chains")
+    .version(VERSION)
+    .addHelpText("after", EXIT_STATUS_HELP)
+    .helpCommand(false)
+    .exitOverride()
+    .configureOutput({
+      writeOut: (text) => context.stdout.write(text),
+      writeErr: () => undefined,
+    });
+  const wanted = args.find((argument) => !argument.startsWith("-"));
+  for (const { name, summary, load } of COMMANDS) {
+    const command = program.command(name).description(summary).exitOverride();
+    if (name !== wanted) continue;
+    const module = await load();
+    module.declare(command, context);
+    command
+      .option("--json", "machine-readable output")
+      .option("--quiet", "print nothing but errors")
+      .addOption(new Option("--verbose", "say more").conflicts("quiet"))
+      .option("--no-progress", "no progress bars")
+      .addHelpText("after", EXIT_STATUS_HELP);
+  }
+  if (args.length === 0) {
+    program.outputHelp();
+    return;
+  }
+  try {
+    await program.parseAsync(args, { from: "user" });
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    if (error.exitCode === 0) return;
+    const hint = wanted === undefined ? "See tidemark --help" : `See tidemark ${wanted} --help`;
+    throw new UsageError(error.message.replace(/^error: /, ""), { cause: error, hint });
+  }
+}
