@@ -1,0 +1,192 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import { pathToFileURL } from "node:url";
+import { describe, expect, it } from "vitest";
+import { MiB } from "../../src/bytes/index.js";
+import { readCounter, readTrail } from "../support/guest.js";
+import { compareImages, createImage, qemuIo, sha256OfDisk, toRaw } from "../support/image.js";
+import { startMachine, type Bus } from "../support/qemu.js";
+import { temporaryDirectory } from "../support/temporary.js";
+
+const SIZE = 32 * MiB;
+
+/** Whether that process is there and QEMU: a zombie has no command line. */
+function isQemu(pid: number): boolean {
+  const path = `/proc/${pid}/cmdline`;
+  return existsSync(path) && readFileSync(path, "utf8").includes("qemu-system");
+}
+
+describe("startMachine()", () => {
+  const buses: { bus: Bus; style: "drive" | "blockdev"; iothread?: boolean }[] = [
+    { bus: "virtio-blk", style: "blockdev" },
+    { bus: "virtio-blk", style: "drive" },
+    { bus: "virtio-blk", style: "blockdev", iothread: true },
+    { bus: "virtio-scsi", style: "blockdev" },
+    { bus: "virtio-scsi", style: "blockdev", iothread: true },
+    { bus: "ide", style: "drive" },
+    { bus: "sata", style: "blockdev" },
+    { bus: "nvme", style: "drive" },
+  ];
+  it.each(buses)(
+    "boots the counting guest from $bus, $style (iothread: $iothread), and its counters keep their order",
+    async ({ bus, style, iothread = false }) => {
+      await using directory = await temporaryDirectory();
+      const first = await createImage(directory.file("a.qcow2"), "qcow2", SIZE);
+      const second = await createImage(directory.file("b.raw"), "raw", SIZE);
+      await using machine = await startMachine({
+        guest: "counter",
+        disks: [
+          { path: first, format: "qcow2", bus, style, iothread },
+          { path: second, format: "raw", bus, style, iothread },
+        ],
+      });
+      await machine.waitForGuestWriting(600);
+      expect(await machine.quit()).toEqual({ code: 0, signal: null });
+      const counters = [
+        await readTrail(await toRaw(first, "qcow2", directory.file("a.raw"))),
+        await readTrail(second),
+      ];
+      expect(counters[0]).toBeGreaterThanOrEqual(300);
+      expect([0, 1]).toContain(counters[0]! - counters[1]!);
+    },
+  );
+
+  it("goes on counting after a SIGKILL, the order of the disks kept", async () => {
+    await using directory = await temporaryDirectory();
+    const paths = [directory.file("a.raw"), directory.file("b.raw"), directory.file("c.raw")];
+    for (const path of paths) await createImage(path, "raw", SIZE);
+    const disks = paths.map((path) => ({ path, format: "raw" as const }));
+    let last = 0;
+    for (let round = 0; round < 3; round += 1) {
+      await using machine = await startMachine({ guest: "counter", disks });
+      await machine.waitForGuestWriting(50);
+      expect(await machine.kill()).toEqual({ code: null, signal: "SIGKILL" });
+      const [a, b, c] = [await readTrail(paths[0]!), await readTrail(paths[1]!), await readTrail(paths[2]!)];
+      expect(a).toBeGreaterThan(last);
+      expect([a - b, b - c, a - c].every((difference) => difference === 0 || difference === 1)).toBe(true);
+      last = a;
+    }
+  });
+
+  it("paces the guest by stepsPerTick, keeps to its trail and to the disks it may write", async () => {
+    await using directory = await temporaryDirectory();
+    const first = await createImage(directory.file("a.raw"), "raw", SIZE);
+    const second = await createImage(directory.file("b.raw"), "raw", SIZE);
+    const guest = { stepsPerTick: 2, trailBlocks: 8, trailOffset: 4 * MiB, trailStride: 2 * MiB, disks: 1 };
+    await using machine = await startMachine({
+      guest,
+      disks: [
+        { path: first, format: "raw" },
+        { path: second, format: "raw" },
+      ],
+    });
+    const start = performance.now();
+    await machine.waitForGuestWriting(40, [0]);
+    // 20 steps are 10 ticks of 55 ms; the first may come at once.
+    expect(performance.now() - start).toBeGreaterThan(8 * 55);
+    await machine.quit();
+    expect(await readTrail(first, guest)).toBeGreaterThanOrEqual(20);
+    expect(await readCounter(second)).toBe(0);
+  });
+
+  it("writes nothing but a boot sector with the idle guest, and not even that with none", async () => {
+    await using directory = await temporaryDirectory();
+    const path = await createImage(directory.file("a.qcow2"), "qcow2", SIZE);
+    const empty = await sha256OfDisk(path, "qcow2");
+    {
+      await using machine = await startMachine({ guest: "none", disks: [{ path, format: "qcow2" }] });
+      expect(await machine.monitor.execute("query-status")).toMatchObject({ status: "prelaunch" });
+    }
+    expect(await sha256OfDisk(path, "qcow2")).toBe(empty);
+    {
+      await using machine = await startMachine({ guest: "idle", disks: [{ path, format: "qcow2" }] });
+      expect(await machine.monitor.execute("query-status")).toMatchObject({ status: "running" });
+    }
+    const sector = await toRaw(path, "qcow2", directory.file("a.raw"));
+    await qemuIo(path, "qcow2", ["write -z 0 512"]);
+    expect(await sha256OfDisk(path, "qcow2")).toBe(empty);
+    expect(await compareImages(sector, path)).toContain("Content mismatch at offset 0");
+  });
+
+  it("tells what QEMU wrote when it does not start", async () => {
+    await using directory = await temporaryDirectory();
+    const disks = [{ path: directory.file("missing.raw"), format: "raw" as const }];
+    await expect(startMachine({ guest: "none", disks })).rejects.toThrow(/QEMU ended.*missing\.raw/s);
+  });
+
+  it("leaves no QEMU behind when the test's process is killed", async () => {
+    await using directory = await temporaryDirectory();
+    const path = await createImage(directory.file("a.raw"), "raw", SIZE);
+    const support = pathToFileURL(new URL("../support/qemu.ts", import.meta.url).pathname).href;
+    const script = `
+      const { startMachine } = await import(${JSON.stringify(support)});
+      const machine = await startMachine({ directory: ${JSON.stringify(directory.path)},
+        disks: [{ path: ${JSON.stringify(path)}, format: "raw" }] });
+      console.log(machine.pid);
+      setInterval(() => undefined, 1000);`;
+    const child = spawn(process.execPath, ["--import", "tsx", "--input-type=module", "-e", script], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    try {
+      const [line] = (await once(createInterface(child.stdout), "line")) as [string];
+      const pid = Number(line);
+      expect(isQemu(pid)).toBe(true);
+      child.kill("SIGKILL");
+      const deadline = performance.now() + 5000;
+      while (isQemu(pid) && performance.now() < deadline) await sleep(10);
+      expect(isQemu(pid)).toBe(false);
+    } finally {
+      child.kill("SIGKILL");
+    }
+  });
+
+  it("kills a machine at its deadline and says so", async () => {
+    await using machine = await startMachine({ disks: [], guest: "none", deadline: 1500 });
+    expect(await machine.exited).toEqual({ code: null, signal: "SIGKILL" });
+    expect(machine.stderr).toContain("deadline of 1.5 s");
+  });
+});
+
+describe("TestMachine", () => {
+  it.each<{ bus: Bus; style: "drive" | "blockdev"; iothread?: boolean }>([
+    { bus: "virtio-blk", style: "blockdev", iothread: true },
+    { bus: "virtio-blk", style: "drive" },
+    { bus: "virtio-scsi", style: "blockdev" },
+    { bus: "ide", style: "blockdev" },
+    { bus: "nvme", style: "blockdev" },
+  ])("qemuIo() writes through the device of $bus, $style, and its bitmap sees it", async (kind) => {
+    await using directory = await temporaryDirectory();
+    const path = await createImage(directory.file("a.qcow2"), "qcow2", SIZE);
+    await using machine = await startMachine({
+      guest: "none",
+      disks: [{ path, format: "qcow2", nodeName: "d0", ...kind }],
+    });
+    await machine.monitor.execute("block-dirty-bitmap-add", { node: "d0", name: "b", granularity: 65536 });
+    expect(await machine.qemuIo(0, "write -P 7 1M 64k")).toContain("wrote 65536/65536 bytes");
+    const name = kind.style === "drive" ? "drive0" : "vd0";
+    expect(await machine.qemuIo(name, "read -P 7 1M 64k")).toContain("read 65536/65536 bytes");
+    await expect(machine.qemuIo(0, "read -P 8 1M 64k")).rejects.toThrow("Pattern verification failed");
+    await expect(machine.qemuIo(0, "write 64M 64k")).rejects.toThrow(/failed|past end|Invalid/);
+    await expect(machine.qemuIo("nowhere", "write 0 64k")).rejects.toThrow("nowhere");
+    const nodes = await machine.monitor.execute<
+      { "node-name": string; "dirty-bitmaps"?: { count: number }[] }[]
+    >("query-named-block-nodes", { flat: true });
+    const bitmaps = nodes.find((node) => node["node-name"] === "d0")?.["dirty-bitmaps"];
+    expect(bitmaps).toMatchObject([{ name: "b", count: 65536 }]);
+  });
+
+  it("monitor.nextEvent() gives an event that its command caused, execute() QEMU's refusal", async () => {
+    await using machine = await startMachine({ disks: [], monitors: 3 });
+    expect(machine.qmpSockets).toHaveLength(2);
+    const stopped = machine.monitor.nextEvent("STOP");
+    await machine.monitor.execute("stop");
+    expect(await stopped).toMatchObject({ event: "STOP" });
+    await expect(machine.monitor.execute("block-job-cancel", { device: "x" })).rejects.toMatchObject({
+      command: "block-job-cancel",
+      errorClass: "DeviceNotActive",
+    });
+  });
+});
