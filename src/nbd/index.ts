@@ -1,0 +1,27 @@
+/**
+ * NBD: the client's side of the Network Block Device protocol, over sockets of `node:net`.
+ *
+ * - *socket*: a connection on which nothing was sent yet; its descriptor can be duplicated into another process.
+ * - *negotiation*: the handshake; the socket becomes a client of one *export* (a disk that the server offers).
+ * - *context*: a kind of map that a server keeps of an export: base:allocation, qemu:dirty-bitmap:NAME.
+ * - *run*: a range of bytes that a context describes alike.
+ *
+ * Specification: doc/proto.md and doc/uri.md of the NetworkBlockDevice project. Spoken are fixed newstyle,
+ * NBD_OPT_GO, structured replies (simple ones where the server has no others) and metadata contexts; reading only.
+ */
+export { describeAddress, type NbdAddress } from "./address.js";
+export type { BlockRun } from "./block-status.js";
+export { MAX_STATUS_LENGTH, type NbdClient, type RequestOptions } from "./client.js";
+export { NbdConnectionError, NbdProtocolError, NbdRequestError } from "./errors.js";
+export type { BlockSize, ExportFlags, NbdExport } from "./export-info.js";
+export { connect, listExports, negotiate, type ListedExport, type NegotiateOptions } from "./handshake.js";
+export {
+  BASE_ALLOCATION,
+  dirtyBitmapContext,
+  NBD_STATE_DIRTY,
+  NBD_STATE_HOLE,
+  NBD_STATE_ZERO,
+} from "./meta-context.js";
+export { openSocket, type NbdSocket, type OpenSocketOptions } from "./socket.js";
+export { MAX_IN_FLIGHT } from "./transmission.js";
+export { formatNbdUri, NBD_DEFAULT_PORT, parseNbdUri, type NbdUri } from "./uri.js";

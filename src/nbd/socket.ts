@@ -1,0 +1,164 @@
+import { connect, type OnReadOpts, type Socket } from "node:net";
+import { KiB } from "../bytes/index.js";
+import { messageOf, UsageError } from "../errors/index.js";
+import { describeAddress, type NbdAddress } from "./address.js";
+import { NbdConnectionError, NbdProtocolError } from "./errors.js";
+import { withLimits } from "./limits.js";
+
+/** Who reads a socket. Neither method may throw. */
+export interface Receiver {
+  /** Bytes arrived. The buffer is reused: what is to be kept must be copied. */
+  bytes(chunk: Buffer): void;
+  /** The connection ended; called once. `error` is undefined when the server closed it in an orderly way. */
+  ended(error: Error | undefined): void;
+}
+
+/** Size of the buffer that the kernel copies into. A unix socket hands over at most some 200 KiB at once. */
+const READ_BUFFER = 256 * KiB;
+/** A server may say 18 bytes before it is asked anything. */
+const MAX_EARLY_BYTES = 4 * KiB;
+/** `sun_path` of struct sockaddr_un without its terminating NUL. */
+const MAX_SOCKET_PATH = 107;
+
+/**
+ * A connected socket on which nothing was sent. The server's greeting, if it comes before somebody
+ * reads, is kept. Closing is `close(2)` without `shutdown(2)`: a duplicate of the descriptor in another
+ * process keeps the connection alive.
+ */
+export class NbdSocket {
+  readonly address: NbdAddress;
+  readonly #socket: Socket;
+  #receiver: Receiver | undefined;
+  #early: Buffer = Buffer.alloc(0);
+  #end: { readonly error: Error | undefined } | undefined;
+  #corked = false;
+
+  /** Use `openSocket`. */
+  constructor(address: NbdAddress, socket: Socket) {
+    this.address = address;
+    this.#socket = socket;
+    socket.on("error", (error) => this.#ended(error));
+    socket.on("end", () => this.#ended(undefined));
+    socket.on("close", () => this.#ended(undefined));
+  }
+
+  /** The file descriptor, to be duplicated into a child process; undefined when closed. */
+  get fd(): number | undefined {
+    // Node offers no public way; `stdio: [fd]` of child processes is documented to take it.
+    const { _handle } = this.#socket as unknown as { readonly _handle: { readonly fd?: number } | null };
+    return _handle?.fd !== undefined && _handle.fd >= 0 ? _handle.fd : undefined;
+  }
+
+  /** Hands all bytes and the end to `receiver` from now on, beginning with those that came before. */
+  receive(receiver: Receiver): void {
+    this.#receiver = receiver;
+    const early = this.#early;
+    this.#early = Buffer.alloc(0);
+    if (early.length > 0) receiver.bytes(early);
+    // The receiver may have closed the socket, or put another one in its place, because of those bytes.
+    if (this.#end !== undefined && Object.is(this.#receiver, receiver)) receiver.ended(this.#end.error);
+  }
+
+  /** Sends; what is sent in one turn of the event loop leaves in one system call. */
+  write(bytes: Buffer): void {
+    if (this.#socket.destroyed) return;
+    if (!this.#corked) {
+      this.#corked = true;
+      this.#socket.cork();
+      process.nextTick(() => {
+        this.#corked = false;
+        this.#socket.uncork();
+      });
+    }
+    this.#socket.write(bytes);
+  }
+
+  /**
+   * Says that nothing more will come (`shutdown(2)`, which other holders of the connection feel too), and
+   * waits until all that was written has left, or the connection is gone. Never fails.
+   */
+  async finish(): Promise<void> {
+    if (this.#socket.destroyed) return;
+    await new Promise<void>((resolve) => {
+      this.#socket.once("close", () => resolve());
+      this.#socket.end(() => resolve());
+    });
+  }
+
+  /** Closes at once. The receiver is told, if it was not before. */
+  destroy(error?: Error): void {
+    this.#ended(error);
+  }
+
+  /** For `openSocket`: what arrived, in the reused buffer. */
+  deliver(chunk: Buffer): void {
+    if (this.#end !== undefined) return;
+    if (this.#receiver !== undefined) {
+      this.#receiver.bytes(chunk);
+      return;
+    }
+    if (this.#early.length + chunk.length > MAX_EARLY_BYTES) {
+      const what = `Cannot talk to NBD server ${describeAddress(this.address)}`;
+      const text = `it sent ${this.#early.length + chunk.length} bytes before it was asked anything`;
+      this.#ended(new NbdProtocolError("TM_NBD_FLOOD", `${what}: ${text}`));
+      return;
+    }
+    this.#early = Buffer.concat([this.#early, chunk]);
+  }
+
+  #ended(error: Error | undefined): void {
+    if (this.#end !== undefined) return;
+    this.#end = { error };
+    this.#socket.destroy();
+    this.#receiver?.ended(error);
+  }
+}
+
+/** A host with several addresses fails with one error for each, and no message of its own. */
+function reasonOf(error: Error): string {
+  return error instanceof AggregateError ? error.errors.map(messageOf).join(", ") : error.message;
+}
+
+/** Options of `openSocket`. */
+export interface OpenSocketOptions {
+  readonly signal?: AbortSignal | undefined;
+  /** How long connecting may take. Default 10 seconds. */
+  readonly timeoutMs?: number | undefined;
+}
+
+/**
+ * Connects, and sends nothing: the descriptor can be handed to another process before negotiation starts.
+ *
+ * @throws {NbdConnectionError} TM_NBD_CONNECT when nobody listens there, TM_NBD_TIMEOUT
+ * @throws {UsageError} when the path is too long for a unix socket
+ * @throws `signal.reason` when aborted
+ */
+export async function openSocket(address: NbdAddress, options: OpenSocketOptions = {}): Promise<NbdSocket> {
+  const { signal, timeoutMs = 10_000 } = options;
+  signal?.throwIfAborted();
+  const name = describeAddress(address);
+  if (address.transport === "unix" && Buffer.byteLength(address.path) > MAX_SOCKET_PATH) {
+    throw new UsageError(`Cannot connect to ${name}: the path is longer than ${MAX_SOCKET_PATH} bytes`);
+  }
+  let opened: NbdSocket | undefined;
+  const onread: OnReadOpts = {
+    buffer: Buffer.allocUnsafeSlow(READ_BUFFER),
+    callback: (count, buffer) => {
+      opened?.deliver(Buffer.from(buffer.buffer, buffer.byteOffset, count));
+      return true;
+    },
+  };
+  const target = address.transport === "unix" ? { path: address.path } : address;
+  const socket = connect({ ...target, noDelay: true, onread });
+  const nbdSocket = (opened = new NbdSocket(address, socket));
+  const what = `Cannot connect to NBD server ${name}`;
+  const connected = new Promise<void>((resolve, reject) => {
+    socket.once("connect", resolve);
+    socket.once("error", (cause) => {
+      reject(new NbdConnectionError("TM_NBD_CONNECT", `${what}: ${reasonOf(cause)}`, { cause }));
+    });
+    socket.once("close", () => reject(new NbdConnectionError("TM_NBD_CONNECT", `${what}: closed`)));
+  });
+  await withLimits(connected, { what, signal, timeoutMs, end: (reason) => nbdSocket.destroy(reason) });
+  return nbdSocket;
+}
