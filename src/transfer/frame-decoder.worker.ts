@@ -1,18 +1,27 @@
-import { ClusterDecoder } from "../qcow2/index.js";
+import { ClusterDecoder, type ClusterFormat } from "../qcow2/index.js";
 import type { DecodeRequest } from "./frame-decoder.js";
 import { serveThread, type ThreadResult } from "./thread.js";
 
-const decoder = new ClusterDecoder();
+/** This thread's decoders, one for each format that came by. */
+const decoders = new Map<string, ClusterDecoder>();
 
-/** Decodes the frames of a unit into one buffer, each cluster at its place. */
-function decode(request: DecodeRequest): ThreadResult {
-  const stored = Buffer.from(request.stored);
-  const output = new ArrayBuffer(request.frames.length * request.clusterSize);
+function decoderOf(format: ClusterFormat): ClusterDecoder {
+  const key = JSON.stringify(format);
+  const decoder = decoders.get(key) ?? new ClusterDecoder(format);
+  decoders.set(key, decoder);
+  return decoder;
+}
+
+/** Decodes the frames of a request into one buffer, one cluster after another. */
+function decode({ format, object, at, stored, frames }: DecodeRequest): ThreadResult {
+  const decoder = decoderOf(format);
+  const from = Buffer.from(stored);
+  const output = new ArrayBuffer(frames.length * format.clusterSize);
   const into = Buffer.from(output);
-  for (const [index, { at, length }] of request.frames.entries()) {
-    const start = index * request.clusterSize;
-    const cluster = into.subarray(start, start + request.clusterSize);
-    decoder.decode(request.compression, stored.subarray(at, at + length), cluster);
+  for (const [index, frame] of frames.entries()) {
+    const start = index * format.clusterSize;
+    const cluster = into.subarray(start, start + format.clusterSize);
+    decoder.decode(from.subarray(frame.at, frame.at + frame.length), cluster, { object, at: at + frame.at });
   }
   return { value: output, transfer: [output] };
 }

@@ -1,0 +1,94 @@
+import { randomBytes } from "node:crypto";
+import { link, lstat, open, rename, rm } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { BusyError, TidemarkError, UsageError } from "../../errors/index.js";
+import { isLocked } from "./file-lock.js";
+
+/** How an existing target is treated. */
+export interface Overwrite {
+  /** Replace a file that is there and not empty. */
+  readonly force: boolean;
+}
+
+/**
+ * A file that appears under its name only when it is whole: written beside it as
+ * `.<name>.<random>.tidemark-partial`, then renamed. A crash leaves a file that says by its name what it is.
+ */
+export class PartialFile {
+  /** Where to write until then. */
+  readonly path: string;
+  readonly #final: string;
+  readonly #replaces: boolean;
+
+  private constructor(path: string, final: string, replaces: boolean) {
+    this.path = path;
+    this.#final = final;
+    this.#replaces = replaces;
+  }
+
+  /**
+   * Checks that `target` may be written; creates nothing yet.
+   *
+   * @throws {UsageError} when it is there and not empty (and not forced), is no regular file, or has no directory
+   * @throws {BusyError} when another process holds it open as a disk image
+   */
+  static async prepare(target: string, { force }: Overwrite): Promise<PartialFile> {
+    const final = resolve(target);
+    const directory = await lstat(dirname(final)).catch(noSuchFile);
+    if (directory === undefined) {
+      throw new UsageError(`Cannot restore to ${target}: the directory ${dirname(final)} does not exist`);
+    }
+    const found = await lstat(final).catch(noSuchFile);
+    if (found !== undefined) {
+      if (!found.isFile()) throw new UsageError(`Cannot restore to ${target}: it is not a regular file`);
+      if (found.size > 0 && !force) {
+        throw new UsageError(`Cannot restore to ${target}: it exists and is not empty`, {
+          hint: "Choose another target, or give --force to replace it",
+        });
+      }
+      if (await isLocked(final)) {
+        throw new BusyError("TM_TARGET_BUSY", `Cannot restore to ${target}: another process has it locked`, {
+          hint: "A machine seems to run on it; shut it down first",
+        });
+      }
+    }
+    const name = `.${basename(final)}.${randomBytes(4).toString("hex")}.tidemark-partial`;
+    return new PartialFile(join(dirname(final), name), final, found !== undefined);
+  }
+
+  /** Gives the finished, synced file its name. */
+  async commit(): Promise<void> {
+    if (this.#replaces) await rename(this.path, this.#final);
+    else {
+      // link() fails where rename() would replace a file that somebody made meanwhile.
+      try {
+        await link(this.path, this.#final);
+      } catch (error) {
+        throw new TidemarkError(
+          "TM_TARGET_EXISTS",
+          `Cannot restore to ${this.#final}: it appeared meanwhile`,
+          {
+            cause: error,
+          },
+        );
+      }
+      await rm(this.path);
+    }
+    const directory = await open(dirname(this.#final), "r");
+    try {
+      await directory.sync();
+    } finally {
+      await directory.close();
+    }
+  }
+
+  /** Removes what was written. */
+  async remove(): Promise<void> {
+    await rm(this.path, { force: true });
+  }
+}
+
+function noSuchFile(error: NodeJS.ErrnoException): undefined {
+  if (error.code === "ENOENT") return undefined;
+  throw error;
+}

@@ -1,0 +1,63 @@
+import { open, type FileHandle } from "node:fs/promises";
+import { isZero, KiB } from "../../bytes/index.js";
+import type { DiskPiece } from "../../transfer/index.js";
+import type { PartialFile } from "./partial-file.js";
+import type { RestoreTarget } from "./target.js";
+
+/** Zeroes are looked for in steps of this many bytes; a step that is all zero becomes a hole. */
+const STEP = 64 * KiB;
+
+/**
+ * A raw file, sparse: what reads as zero is not written.
+ *
+ * @param length bytes of the finished file
+ */
+export async function rawFileTarget(
+  name: string,
+  partial: PartialFile,
+  length: number,
+): Promise<RestoreTarget> {
+  const file = await open(partial.path, "wx");
+  const abort = async (): Promise<void> => {
+    await file.close();
+    await partial.remove();
+  };
+  try {
+    await file.truncate(length);
+  } catch (error) {
+    await abort();
+    throw error;
+  }
+  return {
+    name,
+    abort,
+    async write({ offset, bytes }: DiskPiece) {
+      if (bytes === undefined) return;
+      for (const { start, end } of nonZeroRuns(bytes))
+        await writeAll(file, bytes.subarray(start, end), offset + start);
+    },
+    async commit() {
+      await file.sync();
+      await file.close();
+      await partial.commit();
+    },
+  };
+}
+
+function* nonZeroRuns(bytes: Buffer): Generator<{ start: number; end: number }> {
+  let start: number | undefined;
+  for (let at = 0; at < bytes.length; at += STEP) {
+    const zero = isZero(bytes.subarray(at, at + STEP));
+    if (zero && start !== undefined) yield { start, end: at };
+    if (zero) start = undefined;
+    else start ??= at;
+  }
+  if (start !== undefined) yield { start, end: bytes.length };
+}
+
+async function writeAll(file: FileHandle, bytes: Buffer, position: number): Promise<void> {
+  for (let done = 0; done < bytes.length;) {
+    const { bytesWritten } = await file.write(bytes, done, bytes.length - done, position + done);
+    done += bytesWritten;
+  }
+}
