@@ -1,0 +1,131 @@
+import type { IoOptions } from "../bytes/index.js";
+import { BusyError, messageOf, TidemarkError } from "../errors/index.js";
+import type { Storage } from "../storage/index.js";
+import { readManifest, readManifestBytes } from "./catalogue.js";
+import { FencedError } from "./errors.js";
+import { manifestKey } from "./layout.js";
+import type { PointManifest } from "./manifest.js";
+import { encodeManifest } from "./manifest-codec.js";
+import { resolveChain } from "./point-chain.js";
+import { PointImage, type ImageFacts } from "./point-image.js";
+
+export interface CommitOptions extends IoOptions {
+  /**
+   * Throws when this run must not commit any more, as `MachineLock.verify` does. Asked just before and just after
+   * the manifest is written: a suspended process may have lost its lock, and not know it yet.
+   */
+  readonly fence: () => Promise<void>;
+}
+
+/**
+ * Commits a point whose images are all finished: checks them against the manifest, then writes the manifest, in one
+ * atomic step. Afterwards looks once more whether it was allowed to, and withdraws the point if not.
+ *
+ * @throws {FencedError} or what `fence` throws, when the lock or the chain was lost meanwhile; the point is not there
+ * @throws {DamageError} when an image or a parent is not what the manifest says; the point is not there
+ * @throws {BusyError} TM_POINT_EXISTS when another point of this id is there; it is not touched
+ */
+export async function commitPoint(
+  storage: Storage,
+  manifest: PointManifest,
+  options: CommitOptions,
+): Promise<void> {
+  const bytes = encodeManifest(manifest);
+  const { id, machine } = manifest;
+  const key = manifestKey(machine.name, id);
+  await checkImages(storage, manifest, options);
+  await options.fence();
+  const before = await chainState(storage, manifest, options);
+  if (!(await storage.put(key, bytes, { ifAbsent: true, signal: options.signal }))) {
+    // Ours, if an answer was lost and the request repeated.
+    const found = await readManifestBytes(storage, machine.name, id, options);
+    if (found?.equals(bytes) !== true)
+      throw new BusyError(
+        "TM_POINT_EXISTS",
+        `Cannot commit point ${id} of machine "${machine.name}": it is there already`,
+      );
+  }
+  try {
+    // From here on nothing is interrupted: either the point stands, or it is withdrawn.
+    await options.fence();
+    const found = await readManifestBytes(storage, machine.name, id);
+    if (found?.equals(bytes) !== true) throw changed(manifest, "another manifest took the place of its own");
+    if ((await chainState(storage, manifest, {})) !== before)
+      throw changed(manifest, "the chain that it continues was changed");
+  } catch (error) {
+    await withdraw(storage, manifest, bytes, error);
+    throw error;
+  }
+}
+
+/** Opens every image of the point, which checks its length and its header. */
+async function checkImages(storage: Storage, manifest: PointManifest, { signal }: IoOptions): Promise<void> {
+  for (const facts of await topImages(storage, manifest, { signal })) {
+    const affected = (): Promise<readonly string[]> => Promise.resolve([manifest.id]);
+    const image = await PointImage.open(storage, facts, { signal, affected });
+    await image.close();
+  }
+}
+
+/** What the point's images rest on, as text: equal texts, equal chains. */
+async function chainState(storage: Storage, manifest: PointManifest, options: IoOptions): Promise<string> {
+  const find = findOnce(storage, manifest.machine.name, options);
+  const chains = [];
+  for (const disk of manifest.disks) {
+    const chain = await resolveChain(manifest, disk, find);
+    chains.push(
+      chain.map((facts) => [facts.point.id, facts.disk.image, facts.disk.bytes, facts.disk.sha256]),
+    );
+  }
+  return JSON.stringify(chains);
+}
+
+async function topImages(
+  storage: Storage,
+  manifest: PointManifest,
+  options: IoOptions,
+): Promise<ImageFacts[]> {
+  const find = findOnce(storage, manifest.machine.name, options);
+  const images: ImageFacts[] = [];
+  for (const disk of manifest.disks) images.push(...(await resolveChain(manifest, disk, find)).slice(0, 1));
+  return images;
+}
+
+/** Reads each manifest once: the disks of a machine mostly share their chain's points. */
+export function findOnce(
+  storage: Storage,
+  machine: string,
+  options: IoOptions,
+): (id: string) => Promise<PointManifest | undefined> {
+  const found = new Map<string, Promise<PointManifest | undefined>>();
+  return (id) => {
+    const reading = found.get(id) ?? readManifest(storage, machine, id, options);
+    found.set(id, reading);
+    return reading;
+  };
+}
+
+function changed(manifest: PointManifest, what: string): FencedError {
+  return new FencedError(
+    `Cannot commit point ${manifest.id} of machine "${manifest.machine.name}": ${what} meanwhile`,
+  );
+}
+
+/** Removes the manifest again, if it is this run's. */
+async function withdraw(
+  storage: Storage,
+  { id, machine }: PointManifest,
+  bytes: Buffer,
+  reason: unknown,
+): Promise<void> {
+  try {
+    const found = await readManifestBytes(storage, machine.name, id);
+    if (found?.equals(bytes) === true) await storage.delete(manifestKey(machine.name, id));
+  } catch (error) {
+    throw new TidemarkError(
+      "TM_WITHDRAW_FAILED",
+      `Cannot withdraw point ${id} of machine "${machine.name}", which must not be there (${messageOf(reason)}): ${messageOf(error)}`,
+      { cause: error, hint: `Remove "${manifestKey(machine.name, id)}" from ${storage.description}` },
+    );
+  }
+}

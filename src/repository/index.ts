@@ -1,0 +1,46 @@
+/**
+ * The repository: where points live, on any storage.
+ *
+ * - *manifest*: `point.json`, which says all about a point. A point exists when its manifest does.
+ * - *image*: one disk of a point, full or incremental; *chain*: the images that make up a disk at a point.
+ * - *reference*: a point as a user writes it, `MACHINE@POINT`.
+ * - *lock*: held by the one run that changes a machine's points; *fence*: what keeps a run that lost it from committing.
+ */
+export type { Survey, UnreadablePoint } from "./catalogue.js";
+export type { CommitOptions } from "./commit.js";
+export {
+  ChainDamageError,
+  FencedError,
+  LockedError,
+  ManifestDamageError,
+  NewerFormatError,
+  PointImageDamageError,
+} from "./errors.js";
+export type { Collection } from "./garbage.js";
+export { imageFileOf } from "./layout.js";
+export { LOCK_TIMES, type LockTimes } from "./lock-contest.js";
+export { MachineLock } from "./lock.js";
+export {
+  CONSISTENCIES,
+  MACHINE_STATES,
+  MANIFEST_FORMAT,
+  type Consistency,
+  type DiskManifest,
+  type MachineState,
+  type PointManifest,
+} from "./manifest.js";
+export { PointChain } from "./point-chain.js";
+export { PointImage } from "./point-image.js";
+export { REPOSITORY_FORMAT, type RepositoryFile } from "./repository-file.js";
+export { initRepository, openRepository, Repository, type NewImage } from "./repository.js";
+export { parsePointReference, selectPoint, type PointReference, type SelectablePoint } from "./selector.js";
+export {
+  childrenOf,
+  currentPoint,
+  dependentsOf,
+  diskChain,
+  pointChain,
+  rootsOf,
+  sortPoints,
+  type PointNode,
+} from "./tree.js";

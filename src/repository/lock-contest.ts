@@ -1,0 +1,112 @@
+import { randomBytes } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { IoOptions } from "../bytes/index.js";
+import type { Storage } from "../storage/index.js";
+import { LockedError } from "./errors.js";
+import { describeHolder, encodeHolder, readHolder, type Holder } from "./holder.js";
+import { judge, type ProcessIdentity } from "./liveness.js";
+
+/** Times of a lock, in milliseconds. */
+export interface LockTimes {
+  /** Between two heartbeats. */
+  readonly heartbeat: number;
+  /** Age of a heartbeat from which on a holder, of whom nothing else is known, may be gone. */
+  readonly stale: number;
+  /** How long such a holder is watched for a sign of life: its clock may just be wrong. */
+  readonly watch: number;
+}
+
+export const LOCK_TIMES: LockTimes = { heartbeat: 10_000, stale: 60_000, watch: 15_000 };
+
+const ATTEMPTS = 16;
+
+/** One attempt to become the holder of a lock. */
+export class LockContest {
+  readonly #storage: Storage;
+  readonly #key: string;
+  readonly #here: ProcessIdentity;
+  readonly #times: LockTimes;
+  readonly #io: IoOptions;
+
+  constructor(
+    storage: Storage,
+    key: string,
+    here: ProcessIdentity,
+    times: LockTimes,
+    signal: AbortSignal | undefined,
+  ) {
+    this.#storage = storage;
+    this.#key = key;
+    this.#here = here;
+    this.#times = times;
+    this.#io = { signal };
+  }
+
+  async win(): Promise<Holder> {
+    for (let attempt = 0; attempt < ATTEMPTS; attempt += 1) {
+      const mine = this.#newHolder();
+      const isFirst = await this.#storage.put(this.#key, encodeHolder(mine), { ifAbsent: true, ...this.#io });
+      if (isFirst || (await this.#succeed(mine))) {
+        // Storages whose `ifAbsent` is not to be trusted show here whose bytes are there.
+        const found = await readHolder(this.#storage, this.#key, this.#io);
+        if (found?.token === mine.token) return mine;
+      }
+    }
+    throw new LockedError(`Cannot lock "${this.#key}": it changed hands ${ATTEMPTS} times meanwhile`, {
+      hint: "Several runs want this machine at once: try again later",
+    });
+  }
+
+  /** Takes the lock over from a holder that is gone. @returns false when it changed hands meanwhile */
+  async #succeed(mine: Holder): Promise<boolean> {
+    const gone = await readHolder(this.#storage, this.#key, this.#io);
+    if (gone === undefined) return false;
+    await this.#requireGone(gone, this.#key);
+    const claims: string[] = [];
+    for (let predecessor = gone; ;) {
+      const claim = `${this.#key}.${predecessor.token}`;
+      claims.push(claim);
+      const isFirst = await this.#storage.put(claim, encodeHolder(mine), { ifAbsent: true, ...this.#io });
+      if (isFirst) break;
+      const claimer = await readHolder(this.#storage, claim, this.#io);
+      if (claimer === undefined) return false;
+      await this.#requireGone(claimer, claim);
+      predecessor = claimer;
+    }
+    // Claims go after the lock has changed: who comes late then finds that it is not the old holder's any more.
+    const found = await readHolder(this.#storage, this.#key, this.#io);
+    const isUnchanged = found?.token === gone.token;
+    if (isUnchanged) await this.#storage.put(this.#key, encodeHolder(mine), this.#io);
+    for (const claim of isUnchanged ? claims : claims.slice(-1)) await this.#storage.delete(claim);
+    return isUnchanged;
+  }
+
+  /** @throws {LockedError} when the holder is alive, or may be */
+  async #requireGone(holder: Holder, key: string): Promise<void> {
+    const verdict = await judge(holder, this.#here);
+    if (verdict === "gone") return;
+    if (verdict === "alive") throw this.#locked(holder, `Wait for it, or end process ${holder.pid}`);
+    const hint = `Wait for it; if that run is surely gone, remove "${key}" from ${this.#storage.description}`;
+    if (Date.now() - Date.parse(holder.heartbeat) < this.#times.stale) throw this.#locked(holder, hint);
+    await sleep(this.#times.watch, undefined, this.#io.signal ? { signal: this.#io.signal } : {}).catch(
+      (error: unknown) => {
+        throw this.#io.signal?.aborted === true ? (this.#io.signal.reason as Error) : error;
+      },
+    );
+    const later = await readHolder(this.#storage, key, this.#io);
+    const hasChanged = later?.token !== holder.token || later.heartbeat !== holder.heartbeat;
+    if (later !== undefined && hasChanged) throw this.#locked(later, hint);
+  }
+
+  #locked(holder: Holder, hint: string): LockedError {
+    return new LockedError(
+      `Cannot lock "${this.#key}": ${describeHolder(holder)} has held it since ${holder.since}`,
+      { hint },
+    );
+  }
+
+  #newHolder(): Holder {
+    const now = new Date().toISOString();
+    return { token: randomBytes(16).toString("hex"), ...this.#here, since: now, heartbeat: now };
+  }
+}

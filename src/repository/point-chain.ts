@@ -1,0 +1,127 @@
+import PQueue from "p-queue";
+import { MiB, type IoOptions } from "../bytes/index.js";
+import { DamageError, messageOf } from "../errors/index.js";
+import { ImageChain } from "../qcow2/index.js";
+import type { Storage } from "../storage/index.js";
+import { ChainDamageError, PointImageDamageError } from "./errors.js";
+import { manifestKey } from "./layout.js";
+import type { DiskManifest, PointManifest } from "./manifest.js";
+import { PointImage, type ImageFacts } from "./point-image.js";
+
+/** Images that are opened at a time. */
+const OPENING = 8;
+/** Tables kept in memory by all readers of a chain together. */
+const TABLE_CACHE = 64 * MiB;
+/** ... and by each of them at least. */
+const LEAST_TABLE_CACHE = 128 * 1024;
+
+/** Reads the manifest of a point of one machine; undefined when it is definitely not there. */
+export type FindPoint = (id: string) => Promise<PointManifest | undefined>;
+
+/** Ids of the points that need the image which point `id` holds of a disk. */
+export type FindAffected = (id: string, token: string) => Promise<readonly string[]>;
+
+/**
+ * The images that make up a disk at a point: that point's first, the full one last.
+ * Manifests decide, by the disk's token: names may have changed from point to point.
+ *
+ * @throws {ChainDamageError} when a manifest is missing, or does not continue the chain
+ */
+export async function resolveChain(
+  point: PointManifest,
+  disk: DiskManifest,
+  find: FindPoint,
+): Promise<ImageFacts[]> {
+  const chain: ImageFacts[] = [];
+  const machine = point.machine.name;
+  for (let above = { point, disk }; ;) {
+    const id = above.disk.parent;
+    if (id === null) return [...chain, { ...above, parent: undefined }];
+    const broken = (what: string): ChainDamageError => {
+      const affected = [...chain.map((facts) => facts.point.id), above.point.id].sort();
+      return new ChainDamageError(manifestKey(machine, id), affected, what);
+    };
+    const below = await find(id);
+    if (below === undefined) {
+      throw broken(
+        `disk "${above.disk.name}" of point ${above.point.id} is an increment of it, but it is missing`,
+      );
+    }
+    const lower = below.disks.find((candidate) => candidate.token === above.disk.token);
+    if (lower === undefined)
+      throw broken(`it holds no disk ${above.disk.token}, of which point ${above.point.id} has an increment`);
+    if (lower.clusterSize !== above.disk.clusterSize) {
+      throw broken(
+        `its clusters have ${lower.clusterSize} bytes, those of point ${above.point.id} ${above.disk.clusterSize}`,
+      );
+    }
+    chain.push({ ...above, parent: { point: below.id, image: lower.image } });
+    above = { point: below, disk: lower };
+  }
+}
+
+/** A disk at a point, readable: all images of its chain, opened and checked against their manifests. */
+export class PointChain {
+  readonly point: PointManifest;
+  readonly disk: DiskManifest;
+  /** Top first. */
+  readonly images: readonly PointImage[];
+  /** The images read as one disk. What it throws goes through `explain`. */
+  readonly chain: ImageChain;
+  readonly #affected: FindAffected;
+
+  private constructor(top: PointImage, images: readonly PointImage[], affected: FindAffected) {
+    this.point = top.point;
+    this.disk = top.disk;
+    this.images = images;
+    this.chain = ImageChain.of(images.map((image) => image.reader));
+    this.#affected = affected;
+  }
+
+  /** @throws {PointImageDamageError} when an image is missing or is not what its manifest says */
+  static async open(
+    storage: Storage,
+    facts: readonly ImageFacts[],
+    affected: FindAffected,
+    options: IoOptions = {},
+  ): Promise<PointChain> {
+    const queue = new PQueue({ concurrency: OPENING });
+    const cacheBytes = Math.max(Math.floor(TABLE_CACHE / facts.length), LEAST_TABLE_CACHE);
+    const opening = await Promise.allSettled(
+      facts.map((image) =>
+        queue.add(() =>
+          PointImage.open(storage, image, {
+            signal: options.signal,
+            cacheBytes,
+            affected: () => affected(image.point.id, image.disk.token),
+          }),
+        ),
+      ),
+    );
+    const images = opening.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
+    const [top] = images;
+    if (top !== undefined && images.length === facts.length) return new PointChain(top, images, affected);
+    await Promise.all(images.map((image) => image.close()));
+    throw opening.find((result) => result.status === "rejected")?.reason;
+  }
+
+  /**
+   * Adds to an error of reading the chain what only the repository knows: a damage of one of its images names
+   * the image's key and all points that need it. Any other error is returned as it is.
+   *
+   * @example
+   * try { await copy(chain.chain, target); } catch (error) { throw await chain.explain(error); }
+   */
+  async explain(error: unknown): Promise<unknown> {
+    if (!(error instanceof DamageError) || error instanceof PointImageDamageError) return error;
+    const image = this.images.find((candidate) => candidate.key === error.damage.object);
+    if (image === undefined) return error;
+    const points = await this.#affected(image.point.id, image.disk.token);
+    return new PointImageDamageError(image.key, points, messageOf(error), { cause: error });
+  }
+
+  /** Closes all images. Never throws. */
+  async close(): Promise<void> {
+    await Promise.all(this.images.map((image) => image.close()));
+  }
+}
