@@ -1,0 +1,205 @@
+import { parseBitmapName, type BitmapIdentity } from "../point/index.js";
+import type { SourceBitmap, SourceDisk } from "./source.js";
+
+/** A point of the repository, as far as checkpoints are judged by it. */
+export interface CataloguePoint {
+  readonly id: string;
+  /** null when the machine had none. */
+  readonly machineUuid: string | null;
+  readonly disks: readonly {
+    readonly name: string;
+    readonly token: string;
+    readonly virtualSize: number;
+    readonly clusterSize: number;
+  }[];
+}
+
+/**
+ * Looks a checkpoint's point up in the repository. `undefined` says that it is definitely not there; whoever
+ * cannot tell throws, because bitmaps are removed on this word.
+ */
+export type Catalogue = (checkpoint: string) => Promise<CataloguePoint | undefined>;
+
+/** What the choice of a base depends on. */
+export interface BaseContext {
+  readonly repositoryTag: string;
+  /** Bytes per cluster of the images to be written, which the bitmap's granularity must equal. */
+  readonly clusterSize: number;
+  readonly catalogue: Catalogue;
+  readonly machineUuid: string | null;
+  /** The machine's newest point, if there is one: tells a disk that lost its checkpoint from a new one. */
+  readonly newest?: CataloguePoint | undefined;
+}
+
+export type BaseChoice =
+  | {
+      readonly kind: "incremental";
+      /** Name of the bitmap. */
+      readonly base: string;
+      readonly checkpoint: string;
+      readonly token: string;
+      readonly parentDiskName: string;
+      readonly parentVirtualSize: number;
+    }
+  | {
+      readonly kind: "full";
+      /** Why, one clause for people: "first backup of this disk". */
+      readonly reason: string;
+      /** The disk's token, where it is known and still its own. */
+      readonly token?: string | undefined;
+    };
+
+/** A bitmap of ours and of one repository, on a disk. */
+interface OwnBitmap extends BitmapIdentity {
+  readonly bitmap: SourceBitmap;
+}
+
+/** Our bitmaps of one repository that a disk carries, newest checkpoint first. */
+export function ownBitmaps(disk: Pick<SourceDisk, "bitmaps">, repositoryTag: string): OwnBitmap[] {
+  return disk.bitmaps
+    .flatMap((bitmap) => {
+      const identity = parseBitmapName(bitmap.name);
+      return identity?.repository === repositoryTag ? [{ ...identity, bitmap }] : [];
+    })
+    .sort((a, b) => (a.checkpoint < b.checkpoint ? 1 : -1));
+}
+
+/**
+ * Chooses what a disk's next backup starts from: the newest bitmap of ours and of this repository that is
+ * healthy and whose point the catalogue holds with the token the bitmap names. Without one the disk goes
+ * full, alone, with the reason that concerns the newest candidate.
+ */
+export async function chooseBase(disk: SourceDisk, context: BaseContext): Promise<BaseChoice> {
+  let reason: string | undefined;
+  let token: string | undefined;
+  for (const candidate of ownBitmaps(disk, context.repositoryTag)) {
+    const point = await context.catalogue(candidate.checkpoint);
+    const verdict = judge(candidate, point, context);
+    if (typeof verdict !== "string") return verdict;
+    reason ??= verdict;
+    if (point !== undefined && isOfMachine(point, context.machineUuid)) token ??= candidate.token;
+  }
+  const known = context.newest?.disks.find(({ name }) => name === disk.name);
+  return { kind: "full", reason: reason ?? explainAbsence(disk, known !== undefined), token };
+}
+
+/**
+ * `chooseBase` for all disks of a run. Two disks can carry the same checkpoint when one image was copied from
+ * the other; only one of them can go on with the chain: the one that has the parent's name, else the first.
+ */
+export async function chooseBases(
+  disks: readonly SourceDisk[],
+  context: BaseContext,
+): Promise<Map<SourceDisk, BaseChoice>> {
+  const choices = new Map<SourceDisk, BaseChoice>();
+  for (const disk of disks) choices.set(disk, await chooseBase(disk, context));
+  const owners = new Map<string, SourceDisk>();
+  for (const [disk, choice] of choices) {
+    if (choice.token === undefined) continue;
+    const isNamesake = choice.kind === "incremental" && choice.parentDiskName === disk.name;
+    if (isNamesake || !owners.has(choice.token)) owners.set(choice.token, disk);
+  }
+  for (const [disk, choice] of choices) {
+    const owner = choice.token === undefined ? disk : owners.get(choice.token);
+    if (owner === undefined || owner === disk) continue;
+    choices.set(disk, {
+      kind: "full",
+      reason: `carries the same checkpoint as disk ${owner.name}: a copied image`,
+    });
+  }
+  return choices;
+}
+
+function judge(
+  { bitmap, checkpoint, token }: OwnBitmap,
+  point: CataloguePoint | undefined,
+  { clusterSize, machineUuid }: BaseContext,
+): BaseChoice | string {
+  if (point === undefined) return `point ${checkpoint} is not in the repository`;
+  if (!isOfMachine(point, machineUuid)) return `point ${checkpoint} belongs to another machine`;
+  const parent = point.disks.find((disk) => disk.token === token);
+  if (parent === undefined) return `point ${checkpoint} holds no disk with token ${token}`;
+  const fault = faultOf(bitmap);
+  if (fault !== undefined) return fault;
+  if (bitmap.granularity !== clusterSize) {
+    return `bitmap granularity is ${bitmap.granularity}, images use clusters of ${clusterSize}`;
+  }
+  if (parent.clusterSize !== clusterSize) {
+    return `point ${checkpoint} uses clusters of ${parent.clusterSize}, not of ${clusterSize}`;
+  }
+  return {
+    kind: "incremental",
+    base: bitmap.name,
+    checkpoint,
+    token,
+    parentDiskName: parent.name,
+    parentVirtualSize: parent.virtualSize,
+  };
+}
+
+/** Why a bitmap does not hold all writes since its checkpoint; undefined when it does. */
+function faultOf(bitmap: SourceBitmap): string | undefined {
+  if (bitmap.inconsistent) return "bitmap inconsistent: QEMU did not shut down cleanly";
+  if (bitmap.readOnly) return "bitmap is on a backing image: an external snapshot was taken since";
+  if (bitmap.busy) return "bitmap is in use by another program";
+  if (!bitmap.recording) return "bitmap does not record";
+  return undefined;
+}
+
+function explainAbsence(disk: SourceDisk, wasBackedUp: boolean): string {
+  if (!wasBackedUp) return "first backup of this disk";
+  return disk.canPersist
+    ? "checkpoint bitmap missing (disk replaced, or QEMU was killed before it was stored)"
+    : `checkpoint bitmap missing (${disk.format} disk, QEMU restarted)`;
+}
+
+/** Machines without a uuid cannot be told apart by it: their name in the repository has to do. */
+function isOfMachine(point: CataloguePoint, uuid: string | null): boolean {
+  return point.machineUuid === null || uuid === null || point.machineUuid === uuid;
+}
+
+/** A bitmap that may go, and why. */
+export interface RemovableBitmap {
+  readonly disk: string;
+  readonly node: string;
+  readonly name: string;
+  /** `old`: a newer checkpoint took its place; `uncommitted`: its point never came to be. */
+  readonly why: "old" | "uncommitted";
+}
+
+/**
+ * The catalogue rule: which of our bitmaps on a disk may be removed. Nothing is removed before a newer point
+ * of this machine and repository, with the same token, is positively in the catalogue and that point's own
+ * bitmap on this disk is healthy; what was never committed goes by the same rule. Bitmaps that cannot be
+ * removed now (read-only node, in use) are left out.
+ *
+ * @param context.keepCheckpoints how many checkpoints are kept, the newest included; default 1
+ * @throws whatever the catalogue throws: an error is never "absent"
+ */
+export async function bitmapsToRemove(
+  disk: SourceDisk,
+  context: Pick<BaseContext, "repositoryTag" | "catalogue" | "machineUuid"> & {
+    readonly keepCheckpoints?: number | undefined;
+  },
+): Promise<RemovableBitmap[]> {
+  const { repositoryTag, catalogue, machineUuid, keepCheckpoints = 1 } = context;
+  /** Healthy and committed bitmaps newer than the one being judged, by token. */
+  const newer = new Map<string, number>();
+  const removable: RemovableBitmap[] = [];
+  for (const { bitmap, checkpoint, token } of ownBitmaps(disk, repositoryTag)) {
+    const point = await catalogue(checkpoint);
+    const isCommitted =
+      point !== undefined &&
+      isOfMachine(point, machineUuid) &&
+      point.disks.some((item) => item.token === token);
+    const successors = newer.get(token) ?? 0;
+    // A point that is there, but not ours, says nothing about this bitmap: it stays.
+    const why = isCommitted ? "old" : "uncommitted";
+    const mayGo = isCommitted ? successors >= keepCheckpoints : point === undefined && successors > 0;
+    if (mayGo && !bitmap.readOnly && !bitmap.busy) {
+      removable.push({ disk: disk.name, node: bitmap.node, name: bitmap.name, why });
+    }
+    if (isCommitted && faultOf(bitmap) === undefined) newer.set(token, successors + 1);
+  }
+  return removable;
+}

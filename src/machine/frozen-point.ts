@@ -1,0 +1,125 @@
+import type { IoOptions } from "../bytes/index.js";
+import { ConnectionError, NotFoundError } from "../errors/index.js";
+import { formatRunObject } from "../point/index.js";
+import { QmpClient, type QmpAddress } from "../qmp/index.js";
+import type { LiveFreeze } from "./freeze.js";
+import type { FreezeRequest, FrozenDisk, FrozenPoint, KeepOptions, MachineState } from "./source.js";
+import { removeBitmaps, tearDown } from "./teardown.js";
+import { INTACT_STATES, lost, type Watchdog } from "./watchdog.js";
+
+/** What a frozen point of a live machine consists of. */
+export interface LiveFrozenParts extends LiveFreeze {
+  readonly watchdog: Watchdog;
+  readonly disks: readonly FrozenDisk[];
+  readonly frozenAt: Date;
+  readonly state: MachineState;
+  readonly plan: { readonly socketPath: string | null; readonly files: readonly string[] };
+}
+
+/** A frozen point in a running QEMU. */
+export class LiveFrozenPoint implements FrozenPoint {
+  readonly disks: readonly FrozenDisk[];
+  readonly frozenAt: Date;
+  readonly state: MachineState;
+  readonly #parts: LiveFrozenParts;
+  #released: Promise<void> | undefined;
+
+  constructor(parts: LiveFrozenParts) {
+    this.disks = parts.disks;
+    this.frozenAt = parts.frozenAt;
+    this.state = parts.state;
+    this.#parts = parts;
+  }
+
+  get failed(): AbortSignal {
+    return this.#parts.watchdog.failed;
+  }
+
+  async assertIntact(options: IoOptions = {}): Promise<void> {
+    const { qmp, watchdog } = this.#parts;
+    const jobs = new Map((await qmp.execute("query-jobs", undefined, options)).map((job) => [job.id, job]));
+    for (const [id, disk] of watchdog.jobs) {
+      const status = jobs.get(id)?.status ?? "gone";
+      if (!INTACT_STATES.has(status)) throw lost(disk, `its job in QEMU is ${status}`);
+    }
+    // A job that failed and was restarted in between would look well now; its event tells.
+    watchdog.failed.throwIfAborted();
+  }
+
+  release(closeConnections: () => Promise<void>): Promise<void> {
+    this.#released ??= this.#release(closeConnections);
+    return this.#released;
+  }
+
+  async keep(options: KeepOptions = {}): Promise<void> {
+    const bases = options.keepBases === true ? [] : this.#bases();
+    await removeBitmaps(this.#parts.qmp, [...bases, ...this.#transient()]);
+  }
+
+  async drop(): Promise<void> {
+    await removeBitmaps(this.#parts.qmp, this.#transient());
+  }
+
+  async #release(closeConnections: () => Promise<void>): Promise<void> {
+    const { qmp, address, run, watchdog, plan, onEnd } = this.#parts;
+    watchdog.stop();
+    let isClean = false;
+    try {
+      await using connection = await reach(qmp, address, closeConnections);
+      await tearDown(connection.qmp, { ...plan, run: run.id, closeConnections });
+      isClean = true;
+    } finally {
+      onEnd(isClean);
+    }
+  }
+
+  #bases(): { node: string; name: string }[] {
+    return this.#requested().flatMap(({ disk, base }) =>
+      base === undefined ? [] : [{ node: disk.node, name: base }],
+    );
+  }
+
+  #transient(): { node: string; name: string }[] {
+    return this.#requested().map(({ disk: { node } }, disk) => ({
+      node,
+      name: formatRunObject({ run: this.#parts.run.id, disk, kind: "tmp" }),
+    }));
+  }
+
+  #requested(): FreezeRequest["disks"] {
+    return this.#parts.request.disks;
+  }
+}
+
+interface Reached extends AsyncDisposable {
+  /** undefined: QEMU is gone. */
+  readonly qmp: QmpClient | undefined;
+}
+
+/**
+ * The connection if it still works, else a new one: QEMU may live although its monitor hung up on us. Nothing
+ * listening any more says that QEMU is gone.
+ */
+async function reach(
+  qmp: QmpClient,
+  address: QmpAddress,
+  closeConnections: () => Promise<void>,
+): Promise<Reached> {
+  try {
+    await qmp.execute("query-version");
+    return { qmp, [Symbol.asyncDispose]: () => Promise.resolve() };
+  } catch (error) {
+    if (!(error instanceof ConnectionError)) throw error;
+  }
+  try {
+    const again = await QmpClient.connect(address);
+    return { qmp: again, [Symbol.asyncDispose]: () => again.close() };
+  } catch (error) {
+    if (!(error instanceof NotFoundError)) {
+      // Nothing can be taken down now: at least this process lets go.
+      await closeConnections();
+      throw error;
+    }
+    return { qmp: undefined, [Symbol.asyncDispose]: () => Promise.resolve() };
+  }
+}

@@ -1,0 +1,51 @@
+/**
+ * Machines: what is backed up, and how one point in time of it is frozen.
+ *
+ * - machine: one virtual machine; a *source* of frozen points, live in QEMU (or, later, its images alone).
+ * - disk: a virtual disk that a device of the machine writes to.
+ * - checkpoint: a point in time inside QEMU, on every disk one dirty bitmap that records all writes since.
+ * - freeze: the one transaction that makes the checkpoint and the frozen point on all disks at once.
+ * - frozen point: the disks' content at the freeze, readable over NBD until it is released.
+ * - base: the bitmap that an increment takes its changes from.
+ * - scratch: the local file that gets the old data of what the guest overwrites meanwhile.
+ * - run: one invocation that works on a machine and has it locked; a dead one is cleaned up after.
+ * - catalogue: how the repository answers for its points; it decides which bitmaps may go.
+ */
+export {
+  bitmapsToRemove,
+  chooseBase,
+  chooseBases,
+  ownBitmaps,
+  type BaseChoice,
+  type BaseContext,
+  type Catalogue,
+  type CataloguePoint,
+  type RemovableBitmap,
+} from "./checkpoints.js";
+export type { LiveDisk, RefusedDisk } from "./discover.js";
+export {
+  ForeignServerError,
+  MachineBusyError,
+  RunBusyError,
+  ScratchFullError,
+  SnapshotLostError,
+  TeardownError,
+  UnsupportedMachineError,
+} from "./errors.js";
+export { takeInventory, type QemuInventory, type RunObjects } from "./leftovers.js";
+export { LiveMachine, openLiveMachine, type LiveMachineOptions, type NamedLiveDisk } from "./live.js";
+export { recover, type LeftoverRun, type Leftovers, type RecoverOptions } from "./recover.js";
+export type { DiskChoice } from "./select.js";
+export type {
+  FreezeDisk,
+  FreezeRequest,
+  FrozenDisk,
+  FrozenPoint,
+  KeepOptions,
+  MachineIdentity,
+  MachineSource,
+  MachineState,
+  SourceBitmap,
+  SourceDisk,
+} from "./source.js";
+export { freezeActions } from "./transaction.js";

@@ -1,0 +1,189 @@
+import type { IoOptions } from "../bytes/index.js";
+import { UsageError } from "../errors/index.js";
+import { QmpClient, type QmpAddress } from "../qmp/index.js";
+import { discover, type LiveDisk, type RefusedDisk } from "./discover.js";
+import { ForeignServerError, RunBusyError } from "./errors.js";
+import { freezeLive } from "./freeze.js";
+import { identify } from "./identity.js";
+import { takeInventory } from "./leftovers.js";
+import {
+  assertDisksSupported,
+  assertFeatures,
+  assertNoForeignJobs,
+  assertNotMigrating,
+} from "./readiness.js";
+import { Run } from "./run.js";
+import { chooseDisks, isCalled, type DiskChoice } from "./select.js";
+import type { FreezeRequest, FrozenPoint, MachineIdentity, MachineSource } from "./source.js";
+import { removeBitmaps } from "./teardown.js";
+
+/** How to open a live machine. */
+export interface LiveMachineOptions {
+  readonly address: QmpAddress;
+  /** Where runs keep their state and locks on this host. */
+  readonly runDirectory: string;
+  /** The disks to look at, and their names; default all that can be backed up. */
+  readonly select?: readonly DiskChoice[] | undefined;
+  /**
+   * Only look: takes no lock and changes nothing. Works beside a run when the machine has a second monitor.
+   */
+  readonly lookOnly?: boolean | undefined;
+  /** Accepts disks in iothreads although nothing protects the machine from this process's death. */
+  readonly allowUnguarded?: boolean | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A disk of a live machine with its name. */
+export type NamedLiveDisk = LiveDisk & { readonly name: string };
+
+interface Snapshot {
+  readonly identity: MachineIdentity;
+  readonly disks: readonly NamedLiveDisk[];
+  readonly refused: readonly RefusedDisk[];
+}
+
+/**
+ * Opens the machine behind a QMP monitor: takes the host's lock on it, connects, and finds its disks. Nothing
+ * in it is changed.
+ *
+ * @throws {RunBusyError} when another run has the machine
+ * @throws {QmpBusyError} {QmpNotFoundError} {QmpProtocolError} when the monitor cannot be had
+ * @throws {UsageError} when a selected disk is not there
+ */
+export async function openLiveMachine(options: LiveMachineOptions): Promise<LiveMachine> {
+  return await LiveMachine.open(options);
+}
+
+/** A machine in a running QEMU. Use `openLiveMachine`. */
+export class LiveMachine implements MachineSource, AsyncDisposable {
+  readonly qmp: QmpClient;
+  readonly address: QmpAddress;
+  readonly runDirectory: string;
+  readonly #run: Run | undefined;
+  readonly #options: LiveMachineOptions;
+  #snapshot: Snapshot;
+  #isFrozen = false;
+  #leaveRecord = false;
+
+  private constructor(qmp: QmpClient, run: Run | undefined, options: LiveMachineOptions, snapshot: Snapshot) {
+    this.qmp = qmp;
+    this.address = options.address;
+    this.runDirectory = options.runDirectory;
+    this.#run = run;
+    this.#options = options;
+    this.#snapshot = snapshot;
+  }
+
+  /** See `openLiveMachine`. */
+  static async open(options: LiveMachineOptions): Promise<LiveMachine> {
+    const { address, runDirectory, signal, lookOnly = false } = options;
+    const run = lookOnly ? undefined : await Run.acquire(runDirectory, address, { signal });
+    let qmp: QmpClient | undefined;
+    try {
+      qmp = await QmpClient.connect(address, { signal });
+      await assertFeatures(qmp, { signal });
+      return new LiveMachine(qmp, run, options, await look(qmp, options, { signal }));
+    } catch (error) {
+      await qmp?.close();
+      await run?.release();
+      throw error;
+    }
+  }
+
+  get identity(): MachineIdentity {
+    return this.#snapshot.identity;
+  }
+
+  get disks(): readonly NamedLiveDisk[] {
+    return this.#snapshot.disks;
+  }
+
+  /** Disks that cannot be backed up at all, with the reason. */
+  get refused(): readonly RefusedDisk[] {
+    return this.#snapshot.refused;
+  }
+
+  /** The run that has the machine's lock. @throws {UsageError} when the machine was opened to look only */
+  assertWorking(): Run {
+    if (this.#run !== undefined) return this.#run;
+    throw new UsageError("The machine was opened to look at it, not to work on it");
+  }
+
+  /** The run's id; undefined when the machine was opened to look only. */
+  get runId(): string | undefined {
+    return this.#run?.id;
+  }
+
+  async refresh(options: IoOptions = {}): Promise<void> {
+    this.#snapshot = await look(this.qmp, this.#options, options);
+  }
+
+  async assertReady(options: IoOptions = {}): Promise<void> {
+    assertDisksSupported(this.disks, this.refused, this.#options.allowUnguarded ?? false);
+    assertNoForeignJobs(this.disks);
+    await assertNotMigrating(this.qmp, options);
+    const inventory = await takeInventory(this.qmp, options);
+    const [foreign] = inventory.foreignExports;
+    if (foreign !== undefined) throw new ForeignServerError(`it serves export "${foreign}"`);
+    const other = inventory.runs.find(
+      ({ run, exports, jobs, nodes }) =>
+        run !== this.#run?.id && exports.length + jobs.length + nodes.length > 0,
+    );
+    if (other === undefined) return;
+    throw new RunBusyError(`Back up the machine: run ${other.run} left things in it, or still works on it`, {
+      hint: "Run tidemark cleanup on it first",
+    });
+  }
+
+  async freeze(request: FreezeRequest, options: IoOptions = {}): Promise<FrozenPoint> {
+    if (this.#isFrozen) throw new UsageError("The machine is frozen already: release that point first");
+    this.#isFrozen = true;
+    try {
+      await this.assertReady(options);
+      return await freezeLive({
+        qmp: this.qmp,
+        address: this.address,
+        run: this.assertWorking(),
+        request,
+        signal: options.signal,
+        onEnd: (isClean) => {
+          this.#isFrozen = false;
+          this.#leaveRecord ||= !isClean;
+        },
+      });
+    } catch (error) {
+      this.#isFrozen = false;
+      throw error;
+    }
+  }
+
+  /** Removes bitmaps of ours that the catalogue rule lets go, in one transaction. */
+  async removeBitmaps(bitmaps: readonly { readonly node: string; readonly name: string }[]): Promise<void> {
+    this.assertWorking();
+    await removeBitmaps(this.qmp, bitmaps);
+  }
+
+  async close(): Promise<void> {
+    await this.qmp.close();
+    await this.#run?.release({ leaveRecord: this.#leaveRecord || this.#isFrozen });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+/** Takes a fresh picture of the machine, as far as it was selected. */
+async function look(qmp: QmpClient, { select }: LiveMachineOptions, options: IoOptions): Promise<Snapshot> {
+  const { disks, refused } = await discover(qmp, options);
+  const chosen = chooseDisks(disks, select, refused);
+  return {
+    identity: await identify(qmp, disks, options),
+    disks: chosen,
+    refused: select === undefined ? refused : refused.filter((disk) => isChosen(disk, select)),
+  };
+}
+
+function isChosen(disk: RefusedDisk, choices: readonly DiskChoice[]): boolean {
+  return choices.some(({ device }) => isCalled(disk, device));
+}

@@ -1,0 +1,93 @@
+import type { IoOptions } from "../bytes/index.js";
+import { NotFoundError } from "../errors/index.js";
+import type { QmpClient } from "../qmp/index.js";
+import type { LiveDisk, RefusedDisk } from "./discover.js";
+import { MachineBusyError, UnsupportedMachineError } from "./errors.js";
+import { describeNames } from "./select.js";
+
+/** Migration states in which images may change hands any moment, or have. */
+const NOT_MIGRATING = new Set(["none", "cancelled", "failed", undefined]);
+/** Run states of a machine whose images belong to another host. */
+const AWAY = new Set(["inmigrate", "postmigrate", "finish-migrate"]);
+
+/**
+ * What a freeze needs from QEMU; all of it is there since 5.2.
+ *
+ * @throws {UnsupportedMachineError} naming what is missing
+ */
+export async function assertFeatures(qmp: QmpClient, options: IoOptions = {}): Promise<void> {
+  const schema = await qmp.schema(options);
+  const action = (value: string) => ({ command: "transaction", argument: "actions.type", value });
+  const needed = [
+    { command: "block-export-add", argument: "bitmaps" },
+    { command: "nbd-server-start", argument: "max-connections" },
+    { command: "blockdev-create" },
+    { command: "x-debug-query-block-graph" },
+    ...[
+      "block-dirty-bitmap-add",
+      "block-dirty-bitmap-merge",
+      "block-dirty-bitmap-remove",
+      "blockdev-backup",
+    ].map(action),
+  ];
+  const missing = needed.find((question) => !schema.has(question));
+  if (missing === undefined) return;
+  const { major, minor } = qmp.greeting.version;
+  const what = Object.values(missing).join(" ");
+  throw new UnsupportedMachineError(`Back up a machine of QEMU ${major}.${minor}: it lacks "${what}"`, {
+    hint: "QEMU 5.2 or newer is needed",
+  });
+}
+
+/** @throws {MachineBusyError} while the machine migrates, in or out */
+export async function assertNotMigrating(qmp: QmpClient, options: IoOptions = {}): Promise<void> {
+  const [migration, status] = await Promise.all([
+    qmp.execute("query-migrate", undefined, options),
+    qmp.execute("query-status", undefined, options),
+  ]);
+  if (NOT_MIGRATING.has(migration) && !AWAY.has(status)) return;
+  throw new MachineBusyError(
+    `Back up the machine: it is migrating (migration ${migration ?? "none"}, state ${status})`,
+    { hint: "Wait until the migration has ended, then back it up where it runs" },
+  );
+}
+
+/**
+ * @param refused those of the selection
+ * @throws {UnsupportedMachineError} when a disk cannot be backed up
+ */
+export function assertDisksSupported(
+  disks: readonly LiveDisk[],
+  refused: readonly RefusedDisk[],
+  allowUnguarded: boolean,
+): void {
+  const [first] = refused;
+  if (first !== undefined) {
+    throw new UnsupportedMachineError(`Back up disk ${describeNames(first)}: ${first.reason}`, {
+      hint: "Name the disks to back up with --disk, without this one",
+    });
+  }
+  if (disks.length === 0) {
+    throw new NotFoundError("TM_NO_DISK", "Back up the machine: it has no writable disk", {
+      hint: "Removable and read-only disks are never backed up",
+    });
+  }
+  const threaded = disks.find(({ iothread }) => iothread !== null);
+  if (threaded === undefined || allowUnguarded) return;
+  throw new UnsupportedMachineError(
+    `Back up disk ${describeNames(threaded)}: it is served by an iothread (${threaded.iothread ?? ""}), and on some builds of QEMU the death of the backup would then abort the machine`,
+    { hint: "Use --allow-unguarded to take that risk" },
+  );
+}
+
+/** @throws {MachineBusyError} when a job of another program works on a disk */
+export function assertNoForeignJobs(disks: readonly LiveDisk[]): void {
+  for (const disk of disks) {
+    const [job] = disk.foreignJobs;
+    if (job === undefined) continue;
+    throw new MachineBusyError(
+      `Back up disk ${describeNames(disk)}: job "${job}" of another program works on it`,
+      { hint: "Wait until the job has ended, or cancel it" },
+    );
+  }
+}

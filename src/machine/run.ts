@@ -1,0 +1,145 @@
+import { randomInt } from "node:crypto";
+import { chmod, lstat, mkdir, stat, utimes } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { IoOptions } from "../bytes/index.js";
+import { TidemarkError } from "../errors/index.js";
+import { newRunId } from "../point/index.js";
+import { formatQmpAddress, type QmpAddress } from "../qmp/index.js";
+import { RunBusyError } from "./errors.js";
+import { thisProcess } from "./holder.js";
+import {
+  HEARTBEAT,
+  pathOf,
+  readRecords,
+  removeRecord,
+  writeRecord,
+  type FoundRun,
+  type RunRecord,
+} from "./run-record.js";
+
+/** Tries of two runs that met, before both give way. */
+const TRIES = 4;
+
+/**
+ * One invocation that works on a machine, and the host's lock on that machine.
+ *
+ * The lock is the state file itself, keyed by the QMP socket's device and inode (so by any of its names): a
+ * run writes its own and then looks for others. Whoever writes second sees the first, so two never both go
+ * on; the file of a dead run locks nothing, and since nobody shares a file there is none to wrest from a dead
+ * holder.
+ */
+export class Run {
+  /** 8 hex digits: everything the run makes bears them. */
+  readonly id: string;
+  readonly directory: string;
+  #record: RunRecord;
+  #writing: Promise<void> = Promise.resolve();
+  readonly #heartbeat: NodeJS.Timeout;
+
+  private constructor(directory: string, record: RunRecord) {
+    this.id = record.run;
+    this.directory = directory;
+    this.#record = record;
+    this.#heartbeat = setInterval(() => {
+      const now = new Date();
+      // A failed heartbeat is no failed run: within this pid namespace it is not even looked at.
+      utimes(pathOf(directory, record.run), now, now).catch(() => undefined);
+    }, HEARTBEAT);
+    this.#heartbeat.unref();
+  }
+
+  /**
+   * Takes the machine for this run.
+   *
+   * @param runDirectory where runs keep their state; made with mode 0700 when it is not there
+   * @throws {RunBusyError} when another run has it
+   */
+  static async acquire(runDirectory: string, address: QmpAddress, options: IoOptions = {}): Promise<Run> {
+    await prepareDirectory(runDirectory);
+    const socket = await socketKey(address);
+    for (let attempt = 1; ; attempt += 1) {
+      options.signal?.throwIfAborted();
+      const record: RunRecord = {
+        version: 1,
+        run: newRunId(),
+        holder: await thisProcess(),
+        machine: { address: formatQmpAddress(address), socket },
+        server: null,
+        files: [],
+      };
+      await writeRecord(runDirectory, record);
+      const rival = await findRival(runDirectory, record);
+      if (rival === undefined) return new Run(runDirectory, record);
+      await removeRecord(runDirectory, record.run);
+      if (attempt === TRIES) throw busy(rival);
+      // Two that met both gave way: the next time they come apart.
+      await sleep(randomInt(10, 100));
+    }
+  }
+
+  get record(): RunRecord {
+    return this.#record;
+  }
+
+  /** Writes down what is about to be made. Resolves when it is in the state file. */
+  async plan(made: Partial<Pick<RunRecord, "server" | "files">>): Promise<void> {
+    this.#record = { ...this.#record, ...made };
+    const record = this.#record;
+    this.#writing = this.#writing.then(() => writeRecord(this.directory, record));
+    await this.#writing;
+  }
+
+  /**
+   * Ends the run and its lock.
+   *
+   * @param options.leaveRecord something is left behind: the record stays, and tells whoever comes that its
+   *   run is dead once this process has ended
+   */
+  async release(options: { readonly leaveRecord?: boolean } = {}): Promise<void> {
+    clearInterval(this.#heartbeat);
+    if (options.leaveRecord !== true) await removeRecord(this.directory, this.id);
+  }
+}
+
+/** Device and inode of a unix socket, or the TCP address: what tells one monitor from another on this host. */
+export async function socketKey(address: QmpAddress): Promise<string | null> {
+  if (address.transport === "tcp") return `tcp:${formatQmpAddress(address)}`;
+  try {
+    const { dev, ino } = await stat(address.path, { bigint: true });
+    return `${dev.toString()}:${ino.toString()}`;
+  } catch (error) {
+    // Connecting will say what is wrong with the path.
+    if (["ENOENT", "ENOTDIR", "EACCES"].includes((error as NodeJS.ErrnoException).code ?? "")) return null;
+    throw error;
+  }
+}
+
+async function findRival(directory: string, own: RunRecord): Promise<FoundRun | undefined> {
+  const { socket } = own.machine;
+  if (socket === null) return undefined;
+  const others = await readRecords(directory);
+  return others.find(
+    ({ record, liveness }) =>
+      record.run !== own.run && liveness === "alive" && record.machine.socket === socket,
+  );
+}
+
+/** The directory must be ours alone: its files say which processes are alive and which files may go. */
+async function prepareDirectory(path: string): Promise<void> {
+  const created = await mkdir(path, { recursive: true, mode: 0o700 });
+  if (created !== undefined) await chmod(path, 0o700);
+  const { uid, mode } = await lstat(path);
+  if (uid === process.geteuid?.() && (mode & 0o022) === 0) return;
+  throw new TidemarkError(
+    "TM_RUN_DIRECTORY",
+    `Use run directory ${path}: it belongs to user ${uid} with mode ${(mode & 0o777).toString(8)}, others could change it`,
+    { hint: "Give it to the user that runs tidemark, with mode 0700, or name another one" },
+  );
+}
+
+function busy({ record }: FoundRun): RunBusyError {
+  return new RunBusyError(
+    `Back up the machine at ${record.machine.address}: run ${record.run} of process ${record.holder.pid} works on it`,
+    { hint: "Wait until it has ended" },
+  );
+}
