@@ -1,11 +1,12 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { readFile, writeFile } from "node:fs/promises";
 import { existsSync, readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 import { describe, expect, it } from "vitest";
-import { MiB } from "../../src/bytes/index.js";
+import { KiB, MiB } from "../../src/bytes/index.js";
 import { readCounter, readTrail } from "../support/guest.js";
 import { compareImages, createImage, qemuIo, sha256OfDisk, toRaw } from "../support/image.js";
 import { startMachine, type Bus } from "../support/qemu.js";
@@ -111,6 +112,54 @@ describe("startMachine()", () => {
     expect(await compareImages(sector, path)).toContain("Content mismatch at offset 0");
   });
 
+  it("gives disks the names, flags and controllers that were asked for", async () => {
+    await using directory = await temporaryDirectory("tm,"); // commas end options of QEMU
+    const image = async (name: string): Promise<string> => createImage(directory.file(name), "raw", MiB);
+    await using machine = await startMachine({
+      directory: directory.path,
+      guest: "none",
+      name: "web,1",
+      uuid: "01234567-89ab-cdef-0123-456789abcdef",
+      disks: [
+        { path: await image("a"), format: "raw", id: null },
+        { path: await image("b"), format: "raw", style: "drive", id: "data", driveId: "drv", serial: "S1" },
+        { path: await image("c"), format: "raw", bus: "virtio-scsi", nodeName: "scsi-a" },
+        { path: await image("d"), format: "raw", bus: "virtio-scsi", readOnly: true },
+        { path: await image("e"), format: "raw", bus: "ide", style: "drive", cdrom: true },
+        { path: await image("f"), format: "raw", bus: "sata", cdrom: true },
+        { path: await image("g"), format: "raw", style: "drive", readOnly: true, iothread: true },
+      ],
+    });
+    const { monitor } = machine;
+    const devices = await monitor.execute<Record<string, unknown>[]>("query-block");
+    const shown = devices.map((device) => {
+      const inserted = device["inserted"] as Record<string, unknown>;
+      return [device["device"], device["qdev"], device["removable"], inserted["ro"]].join(" ");
+    });
+    expect(shown.sort()).toEqual(
+      [
+        " /machine/peripheral-anon/device[0]/virtio-backend false false",
+        "drv /machine/peripheral/data/virtio-backend false false",
+        " vd2 false false",
+        " vd3 false true",
+        "drive4 vd4 true true",
+        " vd5 true true",
+        "drive6 /machine/peripheral/vd6/virtio-backend false true",
+      ].sort(),
+    );
+    expect(devices.map((device) => (device["inserted"] as Record<string, unknown>)["node-name"])).toContain(
+      "scsi-a",
+    );
+    expect(await monitor.execute("query-name")).toEqual({ name: "web,1" });
+    expect(await monitor.execute("query-uuid")).toEqual({ UUID: "01234567-89ab-cdef-0123-456789abcdef" });
+    const property = (path: string, name: string): Promise<unknown> =>
+      monitor.execute("qom-get", { path: `/machine/peripheral/${path}`, property: name });
+    expect(await property("data", "serial")).toBe("S1");
+    expect(await property("vd6", "iothread")).toBe("/objects/io0");
+    expect(await machine.qemuIo(0, "write -P 1 0 512")).toContain("wrote 512/512");
+    await expect(machine.qemuIo(3, "write -P 1 0 512")).rejects.toThrow(/qemu-io -d .*vd3/);
+  });
+
   it("tells what QEMU wrote when it does not start", async () => {
     await using directory = await temporaryDirectory();
     const disks = [{ path: directory.file("missing.raw"), format: "raw" as const }];
@@ -147,6 +196,36 @@ describe("startMachine()", () => {
     await using machine = await startMachine({ disks: [], guest: "none", deadline: 1500 });
     expect(await machine.exited).toEqual({ code: null, signal: "SIGKILL" });
     expect(machine.stderr).toContain("deadline of 1.5 s");
+  });
+});
+
+describe("readTrail()", () => {
+  it("finds a single block that is stale, zero or torn", async () => {
+    await using directory = await temporaryDirectory();
+    const path = await createImage(directory.file("a.raw"), "raw", SIZE);
+    await using machine = await startMachine({ guest: "counter", disks: [{ path, format: "raw" }] });
+    await machine.waitForGuestWriting(1200);
+    await machine.quit();
+    const counter = await readTrail(path);
+    const block = (counter + 128) % 256;
+    const offset = MiB + block * 64 * KiB;
+    const damages = [
+      { command: `write -z ${offset} 512`, problem: `block ${block} at ${offset} holds 0 instead of` },
+      { command: `write -P 1 ${offset + 100} 4`, problem: `block at ${offset} is torn` },
+    ];
+    for (const { command, problem } of damages) {
+      const damaged = await toRaw(path, "raw", directory.file("damaged.raw"));
+      await qemuIo(damaged, "raw", [command]);
+      await expect(readTrail(damaged)).rejects.toThrow(problem);
+    }
+    // What a missed cluster leaves: the block as it was a round ago.
+    const file = await readFile(path);
+    const stale = file.readUInt32LE(offset) - 256;
+    for (let at = 0; at < 512; at += 4) file.writeUInt32LE(stale, offset + at);
+    await writeFile(directory.file("stale.raw"), file);
+    await expect(readTrail(directory.file("stale.raw"))).rejects.toThrow(
+      `holds ${stale} instead of ${stale + 256}`,
+    );
   });
 });
 

@@ -39,8 +39,14 @@ export interface MachineExit {
   readonly signal: NodeJS.Signals | null;
 }
 
+interface BlockDevice {
+  readonly qdev?: string;
+  readonly inserted?: { readonly "node-name"?: string };
+}
+
 interface BlockStatistics {
   readonly device?: string;
+  readonly "node-name"?: string;
   readonly qdev?: string;
   readonly stats: { readonly wr_operations: number };
 }
@@ -120,6 +126,7 @@ function spawnMachine(options: MachineOptions, directory: string, sockets: reado
   // this process dies. stdbuf: HMP qemu-io prints to QEMU's stdout, which is to be read while it runs.
   const watched = [
     "prlimit",
+    "--core=0",
     `--cpu=${CPU_SECONDS}`,
     "setpriv",
     "--pdeathsig",
@@ -229,7 +236,7 @@ export class TestMachine implements AsyncDisposable {
    * @throws when the device is unknown, or the command failed
    */
   async qemuIo(disk: number | string, command: string): Promise<string> {
-    const backend = this.#backendOf(disk);
+    const backend = await this.#backendOf(disk);
     const start = this.#stdout.length;
     const refused = await this.hmp(`qemu-io ${backend} "${command}"`);
     if (refused.trim() !== "") throw new Error(`qemu-io ${backend} "${command}": ${refused.trim()}`);
@@ -293,14 +300,18 @@ export class TestMachine implements AsyncDisposable {
     await rm(this.directory, { recursive: true, force: true }).catch(() => undefined);
   }
 
-  #backendOf(disk: number | string): string {
+  async #backendOf(disk: number | string): Promise<string> {
     const found =
       typeof disk === "number"
         ? this.#disks[disk]
         : this.#disks.find(({ device, drive }) => device === disk || drive === disk);
     if (found?.backend !== undefined) return found.backend;
     if (typeof disk === "string") return disk;
-    throw new Error(`Disk ${disk} has neither device id nor drive id: name its backend`);
+    // An anonymous device has a path all the same, which QEMU numbers.
+    const devices = await this.monitor.execute<BlockDevice[]>("query-block");
+    const anonymous = devices.find((one) => one.inserted?.["node-name"] === found?.node);
+    if (anonymous?.qdev === undefined) throw new Error(`The machine has no device for disk ${disk}`);
+    return `-d ${anonymous.qdev}`;
   }
 
   async #outputUpToMark(backend: string, start: number): Promise<string> {
@@ -322,11 +333,12 @@ export class TestMachine implements AsyncDisposable {
 
   async #writeCounts(): Promise<(number | undefined)[]> {
     const all = await this.monitor.execute<BlockStatistics[]>("query-blockstats");
-    return this.#disks.map(({ drive, device }) => {
+    return this.#disks.map(({ drive, device, node }) => {
       const statistics = all.find(
         (one) =>
           (drive !== undefined && one.device === drive) ||
-          (device !== undefined && one.qdev?.split("/").includes(device) === true),
+          (device !== undefined && one.qdev?.split("/").includes(device) === true) ||
+          (device === undefined && node !== undefined && one["node-name"] === node),
       );
       return statistics?.stats.wr_operations;
     });
