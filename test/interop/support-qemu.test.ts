@@ -192,6 +192,24 @@ describe("startMachine()", () => {
     }
   });
 
+  it("waitForGuestWriting() passes over what is read-only, follows anonymous disks, and does not pass for nothing", async () => {
+    await using directory = await temporaryDirectory();
+    const [a, b] = [directory.file("a.raw"), directory.file("b.raw")];
+    for (const path of [a, b]) await createImage(path, "raw", SIZE);
+    await using machine = await startMachine({
+      guest: "counter",
+      disks: [
+        { path: a, format: "raw", id: null },
+        { path: b, format: "raw", readOnly: true },
+      ],
+    });
+    await machine.waitForGuestWriting(20);
+    await machine.quit();
+    expect(await readTrail(a)).toBeGreaterThanOrEqual(10);
+    await using empty = await startMachine({ disks: [], guest: "none" });
+    await expect(empty.waitForGuestWriting()).rejects.toThrow("no writable disk");
+  });
+
   it("kills a machine at its deadline and says so", async () => {
     await using machine = await startMachine({ disks: [], guest: "none", deadline: 1500 });
     expect(await machine.exited).toEqual({ code: null, signal: "SIGKILL" });

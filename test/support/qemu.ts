@@ -56,6 +56,9 @@ type Child = ChildProcessByStdio<null, Readable, Readable>;
 /** CPU seconds that a machine may use: bounds one that nobody is left to end. */
 const CPU_SECONDS = 900;
 
+/** The first of the programs that turn into QEMU. */
+const WATCHER = "prlimit";
+
 /**
  * Starts a real machine under QEMU (TCG, 32 MiB, type `pc`, nothing but its disks) and waits until its
  * monitors serve. Its process dies with the test's process, also when that one is killed, and at its deadline.
@@ -124,8 +127,7 @@ function spawnMachine(options: MachineOptions, directory: string, sockets: reado
   ];
   // All three replace themselves by the next, so the child is QEMU itself. setpriv: the kernel kills it when
   // this process dies. stdbuf: HMP qemu-io prints to QEMU's stdout, which is to be read while it runs.
-  const watched = [
-    "prlimit",
+  const limits = [
     "--core=0",
     `--cpu=${CPU_SECONDS}`,
     "setpriv",
@@ -135,7 +137,7 @@ function spawnMachine(options: MachineOptions, directory: string, sockets: reado
     "-oL",
     ...qemu,
   ];
-  const child = spawn("prlimit", watched.slice(1), { stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(WATCHER, limits, { stdio: ["ignore", "pipe", "pipe"] });
   return new TestMachine(child, directory, sockets, disks, options.deadline ?? 120_000);
 }
 
@@ -149,6 +151,8 @@ export class TestMachine implements AsyncDisposable {
   readonly exited: Promise<MachineExit>;
   readonly #child: Child;
   readonly #disks: readonly DiskNames[];
+  /** Numbers of the disks that a guest can write to. */
+  readonly #writable: readonly number[];
   readonly #timer: NodeJS.Timeout;
   #monitor: TestMonitor | undefined;
   #stdout = "";
@@ -167,6 +171,9 @@ export class TestMachine implements AsyncDisposable {
     this.directory = directory;
     this.qmpSockets = qmpSockets;
     this.#disks = disks.map(diskNames);
+    this.#writable = [...disks.keys()].filter(
+      (index) => disks[index]?.readOnly !== true && disks[index]?.cdrom !== true,
+    );
     child.stdout.setEncoding("utf8").on("data", (text: string) => {
       this.#stdout += text;
       for (const listener of this.#onOutput) listener();
@@ -176,7 +183,7 @@ export class TestMachine implements AsyncDisposable {
     });
     this.exited = new Promise((resolve) => {
       child.once("error", (error) => {
-        this.#stderr += spawnError("prlimit", error).message;
+        this.#stderr += spawnError(WATCHER, error).message;
         resolve({ code: null, signal: null });
       });
       child.once("close", (code, signal) => resolve({ code, signal }));
@@ -261,7 +268,8 @@ export class TestMachine implements AsyncDisposable {
    */
   async waitForGuestWriting(writes = 4, disks?: readonly number[]): Promise<void> {
     const before = await this.#writeCounts();
-    const watched = (disks ?? [...before.keys()]).filter((index) => before[index] !== undefined);
+    const watched = disks ?? [...this.#writable];
+    if (watched.length === 0) throw new Error("The guest cannot write: the machine has no writable disk");
     const deadline = performance.now() + 30_000;
     // QEMU has no event for a guest's write.
     for (;;) {
