@@ -2,6 +2,7 @@ import { isDeepStrictEqual } from "node:util";
 import { messageOf, TidemarkError } from "../errors/index.js";
 import { ManifestDamageError, NewerFormatError } from "./errors.js";
 import { manifestKey } from "./layout.js";
+import { manifestProblem } from "./manifest-rules.js";
 import { MANIFEST_FORMAT, pointManifest, type PointManifest } from "./manifest.js";
 
 /** Where a manifest was found, which it must agree with. */
@@ -24,6 +25,8 @@ export function decodeManifest(bytes: Buffer, place: ManifestPlace): PointManife
   requireKnownFormat(value, key, MANIFEST_FORMAT);
   const parsed = pointManifest.safeParse(value);
   if (!parsed.success) throw damage(firstIssue(parsed.error), parsed.error);
+  const contradiction = manifestProblem(parsed.data);
+  if (contradiction !== undefined) throw damage(contradiction);
   const { id, machine } = parsed.data;
   if (id !== place.point) throw damage(`it is the manifest of point ${id}`);
   if (machine.name !== place.machine) throw damage(`it is the manifest of machine "${machine.name}"`);

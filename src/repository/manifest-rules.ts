@@ -1,32 +1,18 @@
 /** What must hold between the fields of a manifest, so that no reader has to ask again. */
 import { parseBitmapName } from "../point/index.js";
-import { digestOfSegments, type Segment } from "../qcow2/index.js";
+import { digestOfSegments } from "../qcow2/index.js";
+import type { DiskManifest, PointManifest } from "./manifest.js";
 
-interface DiskFields {
-  readonly name: string;
-  readonly token: string;
-  readonly virtualSize: number;
-  readonly clusterSize: number;
-  readonly kind: "full" | "incremental";
-  readonly reason: string | null;
-  readonly parent: string | null;
-  readonly image: string;
-  readonly bytes: number;
-  readonly sha256: string;
-  readonly segments: readonly Segment[];
-  readonly dataClusters: number;
-  readonly zeroClusters: number;
-  readonly bitmap: string | null;
+/** What contradicts itself in a manifest whose fields are each valid; undefined when nothing does. */
+export function manifestProblem(point: PointManifest): string | undefined {
+  for (const disk of point.disks) {
+    const problem = diskProblem(disk);
+    if (problem !== undefined) return `disk "${disk.name}": ${problem}`;
+  }
+  return pointProblem(point);
 }
 
-interface PointFields {
-  readonly id: string;
-  readonly parent: string | null;
-  readonly disks: readonly DiskFields[];
-}
-
-/** What contradicts itself in a disk's fields; undefined when nothing does. */
-export function diskProblem(disk: DiskFields): string | undefined {
+function diskProblem(disk: DiskManifest): string | undefined {
   const { kind, parent, reason } = disk;
   if (kind === "full" && parent !== null) return "a full image has a parent";
   if (kind === "full" && reason === null) return "a full image has no reason";
@@ -37,8 +23,7 @@ export function diskProblem(disk: DiskFields): string | undefined {
   return segmentsProblem(disk);
 }
 
-/** What contradicts itself in a point's fields; undefined when nothing does. */
-export function pointProblem(point: PointFields): string | undefined {
+function pointProblem(point: PointManifest): string | undefined {
   // Ids are sortable by time, and a child is always the younger one: so no chain can bite its own tail.
   if (point.parent !== null && point.parent >= point.id) return "its parent is not older than itself";
   for (const key of ["name", "token", "image"] as const) {
@@ -56,7 +41,7 @@ export function pointProblem(point: PointFields): string | undefined {
   return undefined;
 }
 
-function segmentsProblem(disk: DiskFields): string | undefined {
+function segmentsProblem(disk: DiskManifest): string | undefined {
   const header = disk.segments.at(-1);
   if (header?.kind !== "header" || header.offset !== 0 || header.length !== disk.clusterSize)
     return "its segments do not end with the header cluster";

@@ -2,7 +2,6 @@ import { z } from "zod";
 import { KiB, MiB } from "../bytes/index.js";
 import { isName, isPointId } from "../point/index.js";
 import { isImageFile, isMachineName } from "./layout.js";
-import { diskProblem, pointProblem } from "./manifest-rules.js";
 
 /** The version of the manifest's format that this code writes, and the newest that it reads. */
 export const MANIFEST_FORMAT = 1;
@@ -72,10 +71,6 @@ const disk = z
     /** Name of the checkpoint's bitmap in QEMU; null where none was made. */
     bitmap: z.string().max(1023).nullable(),
   })
-  .superRefine((value, context) => {
-    const problem = diskProblem(value);
-    if (problem !== undefined) context.addIssue({ code: "custom", message: problem });
-  })
   .readonly();
 
 /** The schema of `point.json`. Fields that it does not know are kept. */
@@ -102,14 +97,20 @@ export const pointManifest = z
     configuration: z.record(z.string(), z.unknown()).readonly(),
     disks: z.array(disk).min(1).max(MAX_DISKS).readonly(),
   })
-  .superRefine((value, context) => {
-    const problem = pointProblem(value);
-    if (problem !== undefined) context.addIssue({ code: "custom", message: problem });
-  })
   .readonly();
 
+/** The fields that this version knows: what a type says should not hide a misspelt name. */
+type Known<T> = T extends readonly (infer Item)[]
+  ? readonly Known<Item>[]
+  : T extends object
+    ? [NamedKeys<T>] extends [never]
+      ? T
+      : { readonly [Key in NamedKeys<T>]: Known<T[Key]> }
+    : T;
+type NamedKeys<T> = keyof { [Key in keyof T as string extends Key ? never : Key]: true } & keyof T;
+
 /** A restore point, as `point.json` describes it. */
-export type PointManifest = z.output<typeof pointManifest>;
+export type PointManifest = Known<z.output<typeof pointManifest>>;
 /** One disk of a restore point. */
 export type DiskManifest = PointManifest["disks"][number];
 export type MachineState = (typeof MACHINE_STATES)[number];
