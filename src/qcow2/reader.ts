@@ -6,7 +6,7 @@ import { ImageDamageError } from "./errors.js";
 import type { ImageIdentity } from "./identity.js";
 import { readHead, type ImageHead } from "./image-head.js";
 import { ENTRY_BYTES, l1EntriesFor, l2EntriesOf, MAX_L1_BYTES, type Compression } from "./layout.js";
-import { clip, type Mapping } from "./mapping.js";
+import { clip, type Mapping, type PlainMapping } from "./mapping.js";
 import { TableCache } from "./table-cache.js";
 
 export interface ImageReaderOptions extends IoOptions {
@@ -184,13 +184,16 @@ export class ImageReader {
     }
     const length = last * this.clusterSize - start;
     if (entry.kind !== "plain") return clip({ offset: start, length, kind: entry.kind }, offset, end);
-    return this.#withinFile(clip({ offset: start, length, kind: "plain", at: entry.at }, offset, end));
+    return this.#requireStored(clip({ offset: start, length, kind: "plain", at: entry.at }, offset, end));
   }
 
-  /** A file may end inside its last data cluster: what lies beyond reads as zeroes, as in QEMU. */
-  #withinFile(run: Extract<Mapping, { kind: "plain" }>): Mapping {
-    const stored = Math.min(run.length, this.source.length - run.at);
-    return stored > 0 ? { ...run, length: stored } : { offset: run.offset, length: run.length, kind: "zero" };
+  /** A file may end inside its last data cluster, but not before the bytes of the disk in it. */
+  #requireStored(run: PlainMapping): PlainMapping {
+    if (run.at + run.length <= this.source.length) return run;
+    throw new ImageDamageError(
+      this.name,
+      `its data up to byte ${run.at + run.length} exceeds the file of ${this.source.length} bytes`,
+    );
   }
 
   /** The entry of a guest cluster, its offset bounded by the file. */

@@ -9,6 +9,8 @@ import {
   encodeBatch,
   FileSink,
   IDENTITY,
+  overlay,
+  resized,
   writeImage,
   type ImagePlan,
 } from "../support/qcow2.js";
@@ -17,16 +19,6 @@ import { run } from "../support/tools.js";
 
 const CLUSTER_SIZES = [64 * KiB, 256 * KiB, 2 * MiB];
 type Step = ImagePlan["steps"][number];
-
-/** Lays one image's steps over what its backing file holds. */
-function overlay(model: Buffer, clusterSize: number, steps: readonly Step[]): void {
-  for (const [cluster, content] of steps) {
-    if (content === "seal") continue;
-    const at = cluster * clusterSize;
-    if (content === "zero") model.fill(0, at, Math.min(at + clusterSize, model.length));
-    else model.set(content.subarray(0, Math.min(clusterSize, model.length - at)), at);
-  }
-}
 
 /** Segments must cover the file without gaps, the header last, and carry the digests of its bytes. */
 async function expectSegments(path: string, summary: ImageSummary, clusterSize: number): Promise<void> {
@@ -139,16 +131,13 @@ describe.each(CLUSTER_SIZES)("ImageWriter with clusters of %i bytes", (clusterSi
         [3, "zero"],
       ],
     ];
-    let model = Buffer.alloc(0);
+    let model: Buffer = Buffer.alloc(0);
     for (const [layer, steps] of layers.entries()) {
       const virtualSize = sizes[layer]!;
       const path = directory.file(`${layer}.qcow2`);
       const backing = layer === 0 ? undefined : `${layer - 1}.qcow2`;
       await writeImage(path, { virtualSize, clusterSize, backing, steps });
-      model = Buffer.concat([model, Buffer.alloc(Math.max(0, virtualSize - model.length))]).subarray(
-        0,
-        virtualSize,
-      );
+      model = resized(model, virtualSize);
       overlay(model, clusterSize, steps);
       await expectImage(path, model);
       if (layer > 0) expect((await imageInfo(path, "qcow2"))["backing-filename"]).toBe(backing);

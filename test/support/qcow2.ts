@@ -55,6 +55,53 @@ export class FileSink implements HeadLastSink {
   }
 }
 
+/** Memory as the sink of an image, and afterwards as its source. */
+export class MemoryImage implements HeadLastSink, ByteSource {
+  #parts: Buffer[];
+  #state: "open" | "committed" | "aborted" = "open";
+
+  constructor(headLength: number) {
+    this.#parts = [Buffer.alloc(headLength)];
+  }
+
+  get state(): "open" | "committed" | "aborted" {
+    return this.#state;
+  }
+
+  /** What was appended so far, behind room for the head; after the commit, the image. */
+  get bytes(): Buffer {
+    if (this.#parts.length > 1) this.#parts = [Buffer.concat(this.#parts)];
+    return this.#parts[0]!;
+  }
+
+  get length(): number {
+    return this.bytes.length;
+  }
+
+  append(bytes: Uint8Array): Promise<void> {
+    this.#parts.push(Buffer.from(bytes));
+    return Promise.resolve();
+  }
+
+  commit(head: Uint8Array): Promise<void> {
+    this.bytes.set(head);
+    this.#state = "committed";
+    return Promise.resolve();
+  }
+
+  abort(): Promise<void> {
+    if (this.#state === "open") this.#state = "aborted";
+    return Promise.resolve();
+  }
+
+  read(offset: number, length: number): Promise<Buffer> {
+    if (offset + length > this.length) {
+      return Promise.reject(new Error(`${length} bytes at ${offset} of ${this.length} were wanted`));
+    }
+    return Promise.resolve(Buffer.from(this.bytes.subarray(offset, offset + length)));
+  }
+}
+
 /** A file as the source of an image. */
 export class FileSource implements ByteSource, AsyncDisposable {
   readonly length: number;
@@ -125,10 +172,14 @@ export interface ImagePlan {
   readonly isHole?: (bytes: Uint8Array) => boolean;
 }
 
-/** Writes an image with ImageWriter. */
+/** Writes an image to a file with ImageWriter. */
 export async function writeImage(path: string, plan: ImagePlan): Promise<ImageSummary> {
-  const { virtualSize, clusterSize = 64 * KiB, backing, segmentBytes, steps, isHole } = plan;
-  const sink = await FileSink.create(path, clusterSize, isHole);
+  return await writeTo(await FileSink.create(path, plan.clusterSize ?? 64 * KiB, plan.isHole), plan);
+}
+
+/** Writes an image to a sink with ImageWriter. */
+export async function writeTo(sink: HeadLastSink, plan: ImagePlan): Promise<ImageSummary> {
+  const { virtualSize, clusterSize = 64 * KiB, backing, segmentBytes, steps } = plan;
   const writer = ImageWriter.create(sink, {
     virtualSize,
     clusterSize,
@@ -147,6 +198,23 @@ export async function writeImage(path: string, plan: ImagePlan): Promise<ImageSu
     await writer.abort();
     throw error;
   }
+}
+
+/** Lays the steps of one image over `model`, the bytes of the disk below it. */
+export function overlay(model: Buffer, clusterSize: number, steps: ImagePlan["steps"]): void {
+  for (const [cluster, content] of steps) {
+    if (content === "seal") continue;
+    const at = cluster * clusterSize;
+    if (content === "zero") model.fill(0, at, Math.min(at + clusterSize, model.length));
+    else model.set(content.subarray(0, Math.min(clusterSize, model.length - at)), at);
+  }
+}
+
+/** The bytes of a disk that changed its size: cut, or lengthened by zeroes. */
+export function resized(model: Buffer, length: number): Buffer {
+  const bytes = Buffer.alloc(length);
+  model.copy(bytes);
+  return bytes;
 }
 
 /** One cluster of bytes that tell their cluster, their layer and their place. */
