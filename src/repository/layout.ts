@@ -59,8 +59,7 @@ export function manifestKey(machine: string, point: string): string {
 
 /** Key of an image. */
 export function imageKey(machine: string, point: string, file: string): string {
-  if (!isImageFile(file)) throw new UsageError(`${JSON.stringify(file)} cannot be the name of an image`);
-  return pointPrefix(machine, point) + file;
+  return pointPrefix(machine, point) + requireImageFile(file);
 }
 
 /** Key of a machine's lock. */
@@ -68,9 +67,9 @@ export function lockKey(machine: string): string {
   return `${machinePrefix(machine)}lock`;
 }
 
-/** The backing name in an image whose parent is `file` of `point`: relative, so that a repository can move. */
+/** The backing name in an image whose parent is `file` of `point`: relative, so that a repository can move. @throws {UsageError} */
 export function backingName(point: string, file: string): string {
-  return `../${point}/${file}`;
+  return `../${requirePointId(point)}/${requireImageFile(file)}`;
 }
 
 /** The point that a backing name leads to; undefined for a name that is not one of ours. */
@@ -78,4 +77,9 @@ export function backingPoint(name: string): string | undefined {
   const [up, point, file, ...rest] = name.split("/");
   if (up !== ".." || point === undefined || file === undefined || rest.length > 0) return undefined;
   return isPointId(point) && isImageFile(file) ? point : undefined;
+}
+
+function requireImageFile(file: string): string {
+  if (isImageFile(file)) return file;
+  throw new UsageError(`${JSON.stringify(file)} cannot be the name of an image`);
 }

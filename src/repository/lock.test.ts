@@ -1,0 +1,200 @@
+import { once } from "node:events";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { BusyError } from "../errors/index.js";
+import { MemoryStorage } from "../storage/index.js";
+import { FencedError, LockedError } from "./errors.js";
+import { encodeHolder, readHolder, type Holder } from "./holder.js";
+import { judge, thisProcess } from "./liveness.js";
+import { LOCK_TIMES } from "./lock-contest.js";
+import { MachineLock } from "./lock.js";
+
+const KEY = "web/lock";
+const FAST = { heartbeat: 5, stale: 60, watch: 20 };
+const OLD = "2026-11-20T06:00:00.000Z";
+
+let storage: MemoryStorage;
+const held: MachineLock[] = [];
+
+beforeEach(() => {
+  storage = new MemoryStorage();
+});
+afterEach(async () => {
+  for (const lock of held.splice(0)) await lock.release();
+});
+
+async function acquire(times = LOCK_TIMES): Promise<MachineLock> {
+  const lock = await MachineLock.acquire(storage, KEY, { times });
+  held.push(lock);
+  return lock;
+}
+
+/** Puts the lock of somebody else there. */
+async function putHolder(changes: Partial<Holder>, key = KEY): Promise<Holder> {
+  const holder: Holder = {
+    ...(await thisProcess()),
+    token: "ab".repeat(16),
+    since: OLD,
+    heartbeat: OLD,
+    ...changes,
+  };
+  await storage.put(key, encodeHolder(holder));
+  return holder;
+}
+
+async function keys(): Promise<string[]> {
+  const found: string[] = [];
+  for await (const { key } of storage.list("")) found.push(key);
+  return found.sort();
+}
+
+const ELSEWHERE = { machineId: "f".repeat(32), bootId: "other", host: "other" };
+
+describe("MachineLock", () => {
+  it("is held by one at a time and says by whom and since when", async () => {
+    const lock = await acquire();
+    await lock.verify();
+    await expect(acquire()).rejects.toThrow(LockedError);
+    await expect(acquire()).rejects.toThrow(BusyError);
+    await expect(acquire()).rejects.toThrow(new RegExp(`process ${process.pid} on host .* since 20`));
+    await lock.release();
+    expect(await keys()).toEqual([]);
+    await (await acquire()).verify();
+  });
+
+  it("has one winner of 16 at once", async () => {
+    const results = await Promise.allSettled(Array.from({ length: 16 }, () => acquire()));
+    expect(results.filter((result) => result.status === "fulfilled")).toHaveLength(1);
+    for (const result of results)
+      if (result.status === "rejected") expect(result.reason).toBeInstanceOf(LockedError);
+  });
+
+  it("is taken over from a process that ended, by one of 16 at once, in 50 rounds", async () => {
+    for (let round = 0; round < 50; round += 1) {
+      await putHolder({ pid: 2 ** 22 + 1, heartbeat: new Date().toISOString() });
+      const results = await Promise.allSettled(Array.from({ length: 16 }, () => acquire()));
+      const won = results.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
+      expect(won).toHaveLength(1);
+      await won[0]!.verify();
+      expect(await keys()).toEqual([KEY]);
+      await won[0]!.release();
+    }
+  });
+
+  it("is taken over from a process whose number another one has now", async () => {
+    await putHolder({ startTime: "1" });
+    await (await acquire()).verify();
+  });
+
+  it("is taken over from before this host was started anew", async () => {
+    await putHolder({ bootId: "before" });
+    await (await acquire()).verify();
+  });
+
+  it("is not taken over from a living process, however old its heartbeat is", async () => {
+    await putHolder({});
+    await expect(acquire(FAST)).rejects.toThrow(LockedError);
+    expect((await readHolder(storage, KEY))?.token).toBe("ab".repeat(16));
+  });
+
+  it("is not taken over from elsewhere while heartbeats are fresh", async () => {
+    await putHolder({ ...ELSEWHERE, heartbeat: new Date().toISOString() });
+    await expect(acquire()).rejects.toMatchObject({
+      code: "TM_LOCKED",
+      hint: expect.stringContaining(`"${KEY}"`) as string,
+    });
+  });
+
+  it("is taken over from elsewhere after a heartbeat that is old and stays so", async () => {
+    await putHolder(ELSEWHERE);
+    await (await acquire(FAST)).verify();
+    expect(await keys()).toEqual([KEY]);
+  });
+
+  it("is not taken over from elsewhere when only the holder's clock is wrong", async () => {
+    await putHolder(ELSEWHERE);
+    const attempt = acquire({ ...FAST, watch: 50 });
+    await putHolder({ ...ELSEWHERE, heartbeat: "2026-11-20T06:00:10.000Z" });
+    await expect(attempt).rejects.toThrow(LockedError);
+  });
+
+  it("is taken over from a successor that died while it took over", async () => {
+    const gone = await putHolder({ pid: 2 ** 22 + 1 });
+    await putHolder({ pid: 2 ** 22 + 2, token: "cd".repeat(16) }, `${KEY}.${gone.token}`);
+    const results = await Promise.allSettled(Array.from({ length: 8 }, () => acquire()));
+    expect(results.filter((result) => result.status === "fulfilled")).toHaveLength(1);
+    expect(await keys()).toEqual([KEY]);
+  });
+
+  it("is not taken over while a living successor takes it over", async () => {
+    const gone = await putHolder({ pid: 2 ** 22 + 1 });
+    await putHolder({ token: "cd".repeat(16) }, `${KEY}.${gone.token}`);
+    await expect(acquire()).rejects.toThrow(LockedError);
+  });
+
+  it("ends waiting with the reason of an abort", async () => {
+    await putHolder(ELSEWHERE);
+    const controller = new AbortController();
+    const times = { ...FAST, watch: 60_000 };
+    const attempt = MachineLock.acquire(storage, KEY, { times, signal: controller.signal });
+    const reason = new Error("interrupted");
+    setImmediate(() => controller.abort(reason));
+    await expect(attempt).rejects.toBe(reason);
+  });
+
+  it("verify() fails once another one holds it, and release() leaves it to that one", async () => {
+    const lock = await acquire();
+    await putHolder(ELSEWHERE);
+    await expect(lock.verify()).rejects.toThrow(FencedError);
+    await expect(lock.verify()).rejects.toMatchObject({ code: "TM_FENCED" });
+    await lock.release();
+    expect((await readHolder(storage, KEY))?.host).toBe("other");
+  });
+
+  it("verify() fails once nobody holds it", async () => {
+    const lock = await acquire();
+    await storage.delete(KEY);
+    await expect(lock.verify()).rejects.toThrow("nobody holds it now");
+  });
+
+  it("verify() passes on what keeps it from knowing", async () => {
+    const lock = await acquire();
+    const failure = new Error("EIO");
+    storage.get = () => Promise.reject(failure);
+    await expect(lock.verify()).rejects.toBe(failure);
+    storage.get = MemoryStorage.prototype.get.bind(storage);
+  });
+
+  it("gives signs of life, until it finds that another one holds it", async () => {
+    const lock = await acquire(FAST);
+    const first = await readHolder(storage, KEY);
+    while ((await readHolder(storage, KEY))?.heartbeat === first?.heartbeat) await new Promise(setImmediate);
+    expect((await readHolder(storage, KEY))?.token).toBe(lock.token);
+    await putHolder(ELSEWHERE);
+    if (!lock.lost.aborted) await once(lock.lost, "abort");
+    expect(lock.lost.reason).toBeInstanceOf(FencedError);
+    expect((await readHolder(storage, KEY))?.host).toBe("other");
+    await expect(lock.verify()).rejects.toThrow(FencedError);
+  });
+
+  it("a lock that is no lock is an error that says what to remove", async () => {
+    for (const content of ["{", "{}", '{"token": "../../x"}']) {
+      await storage.put(KEY, Buffer.from(content));
+      await expect(acquire()).rejects.toMatchObject({ code: "TM_LOCK_UNREADABLE" });
+    }
+  });
+});
+
+describe("judge()", () => {
+  it("knows this process, and that it cannot know others", async () => {
+    const here = await thisProcess();
+    expect(await judge(here, here)).toBe("alive");
+    expect(await judge({ ...here, pid: 2 ** 22 + 1 }, here)).toBe("gone");
+    expect(await judge({ ...here, startTime: "1" }, here)).toBe("gone");
+    expect(await judge({ ...here, bootId: "x" }, here)).toBe("gone");
+    expect(await judge({ ...here, bootId: "x", host: "x" }, here)).toBe("unknown");
+    expect(await judge({ ...here, machineId: "x" }, here)).toBe("unknown");
+    expect(await judge({ ...here, machineId: null }, { ...here, machineId: null })).toBe("unknown");
+    expect(await judge({ ...here, pidNamespace: "x" }, here)).toBe("unknown");
+    expect(await judge({ ...here, startTime: null }, here)).toBe("unknown");
+  });
+});
