@@ -63,9 +63,10 @@ async function prepare(
   progress.socketPath = socketPath;
   progress.files = scratch.map(({ file }) => file);
   await run.plan({ server: socketPath, files: progress.files });
-  // The server comes first, while it serves nothing: another program's is found before anything is made.
-  await startServer(qmp, socketPath, request.maxConnections);
   for (const item of scratch) await createScratch(qmp, run.id, item, { signal });
+  // Before the freeze, so that another program's server is found while nothing is frozen; after the scratch
+  // nodes, whose presence tells a teardown that the server is ours.
+  await startServer(qmp, socketPath, request.maxConnections);
   return scratch;
 }
 

@@ -35,6 +35,7 @@ export {
 export { takeInventory, type QemuInventory, type RunObjects } from "./leftovers.js";
 export { LiveMachine, openLiveMachine, type LiveMachineOptions, type NamedLiveDisk } from "./live.js";
 export { recover, type LeftoverRun, type Leftovers, type RecoverOptions } from "./recover.js";
+export { nameDisks } from "./naming.js";
 export type { DiskChoice } from "./select.js";
 export type {
   FreezeDisk,

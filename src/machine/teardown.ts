@@ -26,8 +26,9 @@ export interface TeardownPlan {
  *
  * The order is the one that no known QEMU dies of: exports are deleted hard, which disconnects clients from
  * inside; only then are sockets closed (a client that goes first from a disk in an iothread aborts QEMU
- * 7.2); then jobs, and nodes from the top; the server last, when no handshake can be under way (stopping it
- * during one hangs QEMU).
+ * 7.2); then the server, when no handshake can be under way (stopping it during one hangs QEMU); then jobs,
+ * and nodes from the top. The nodes come last because they show that a server at the run's socket is this
+ * QEMU's: a run makes them before it starts its server, so wherever it died, both are there or no server is.
  *
  * A step that fails does not keep the others from being done.
  *
@@ -40,11 +41,14 @@ export async function tearDown(qmp: QmpClient | undefined, plan: TeardownPlan): 
   const closed = await steps.try("close NBD connections", async () => plan.closeConnections?.());
   const files = new Set(plan.files);
   if (qmp !== undefined) {
+    const stopped =
+      closed && (await steps.try("stop the NBD server", () => stopServer(qmp, plan.run, plan.socketPath)));
     await steps.try("end jobs", () => endJobs(qmp, plan.run));
-    await steps.try("delete nodes", async () => {
-      for (const file of await deleteNodes(qmp, plan.run)) files.add(file);
-    });
-    if (closed) await steps.try("stop the NBD server", () => stopServer(qmp, plan.socketPath));
+    if (stopped) {
+      await steps.try("delete nodes", async () => {
+        for (const file of await deleteNodes(qmp, plan.run)) files.add(file);
+      });
+    }
   }
   for (const file of files) await steps.try(`delete ${file}`, () => rm(file, { force: true }));
   const { socketPath } = plan;
@@ -118,12 +122,14 @@ async function deleteNodes(qmp: QmpClient, run: string): Promise<readonly string
 }
 
 /**
- * Stops the NBD server if it is the run's. Every connection of ours is closed, but QEMU may not have seen it
+ * Stops the NBD server if it is the run's: it listens at the run's socket, and this QEMU has the run's nodes
+ * (the one that listens could be another, once started at the same address). Every connection of ours is closed, but QEMU may not have seen it
  * yet. Its main loop takes what happened on all sockets in one round, the monitor's included: after some
  * answers from the monitor it has.
  */
-async function stopServer(qmp: QmpClient, socketPath: string | null): Promise<void> {
+async function stopServer(qmp: QmpClient, run: string, socketPath: string | null): Promise<void> {
   if (socketPath === null || !(await isListening(socketPath))) return;
+  if (objectsOf(await takeInventory(qmp), run).nodes.length === 0) return;
   for (let round = 0; round < 4; round += 1) await qmp.execute("query-version");
   await qmp.execute("nbd-server-stop");
 }
