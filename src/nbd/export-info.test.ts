@@ -21,7 +21,7 @@ describe("decodeInfoExport()", () => {
 
   it("refuses sizes that numbers cannot hold", () => {
     expect(info(2n ** 53n - 1n, 1).size).toBe(Number.MAX_SAFE_INTEGER);
-    const refusal = expect.objectContaining({ code: "TM_NBD_EXPORT_SIZE" });
+    const refusal = expect.objectContaining({ code: "TM_NBD_EXPORT_SIZE" }) as Error;
     expect(() => info(2n ** 53n, 1)).toThrow(refusal);
     expect(() => info(2n ** 63n, 1)).toThrow(refusal);
   });
@@ -51,7 +51,9 @@ describe("decodeInfoBlockSize()", () => {
     [512, 4096, 0],
     [512, 4096, 1000],
     [4096, 4096, 512],
-  ] as const)("refuses %i/%i/%i", (...sizes) => {
-    expect(() => blockSize(...sizes)).toThrow(expect.objectContaining({ code: "TM_NBD_BLOCK_SIZE" }));
+  ] as const)("refuses %i/%i/%i", (minimum, preferred, maximum) => {
+    expect(() => blockSize(minimum, preferred, maximum)).toThrow(
+      expect.objectContaining({ code: "TM_NBD_BLOCK_SIZE" }),
+    );
   });
 });
