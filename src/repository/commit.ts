@@ -6,8 +6,8 @@ import { FencedError } from "./errors.js";
 import { manifestKey } from "./layout.js";
 import type { PointManifest } from "./manifest.js";
 import { encodeManifest } from "./manifest-codec.js";
-import { resolveChain } from "./point-chain.js";
-import { PointImage, type ImageFacts } from "./point-image.js";
+import { resolveChain, resolveTop } from "./point-chain.js";
+import { PointImage } from "./point-image.js";
 
 export interface CommitOptions extends IoOptions {
   /**
@@ -60,7 +60,9 @@ export async function commitPoint(
 
 /** Opens every image of the point, which checks its length and its header. */
 async function checkImages(storage: Storage, manifest: PointManifest, { signal }: IoOptions): Promise<void> {
-  for (const facts of await topImages(storage, manifest, { signal })) {
+  const find = findOnce(storage, manifest.machine.name, { signal });
+  for (const disk of manifest.disks) {
+    const facts = await resolveTop(manifest, disk, find);
     const affected = (): Promise<readonly string[]> => Promise.resolve([manifest.id]);
     const image = await PointImage.open(storage, facts, { signal, affected });
     await image.close();
@@ -78,17 +80,6 @@ async function chainState(storage: Storage, manifest: PointManifest, options: Io
     );
   }
   return JSON.stringify(chains);
-}
-
-async function topImages(
-  storage: Storage,
-  manifest: PointManifest,
-  options: IoOptions,
-): Promise<ImageFacts[]> {
-  const find = findOnce(storage, manifest.machine.name, options);
-  const images: ImageFacts[] = [];
-  for (const disk of manifest.disks) images.push(...(await resolveChain(manifest, disk, find)).slice(0, 1));
-  return images;
 }
 
 /** Reads each manifest once: the disks of a machine mostly share their chain's points. */

@@ -23,7 +23,6 @@ export type FindAffected = (id: string, token: string) => Promise<readonly strin
 
 /**
  * The images that make up a disk at a point: that point's first, the full one last.
- * Manifests decide, by the disk's token: names may have changed from point to point.
  *
  * @throws {ChainDamageError} when a manifest is missing, or does not continue the chain
  */
@@ -33,31 +32,60 @@ export async function resolveChain(
   find: FindPoint,
 ): Promise<ImageFacts[]> {
   const chain: ImageFacts[] = [];
-  const machine = point.machine.name;
-  for (let above = { point, disk }; ;) {
-    const id = above.disk.parent;
-    if (id === null) return [...chain, { ...above, parent: undefined }];
-    const broken = (what: string): ChainDamageError => {
-      const affected = [...chain.map((facts) => facts.point.id), above.point.id].sort();
-      return new ChainDamageError(manifestKey(machine, id), affected, what);
-    };
-    const below = await find(id);
-    if (below === undefined) {
-      throw broken(
-        `disk "${above.disk.name}" of point ${above.point.id} is an increment of it, but it is missing`,
-      );
-    }
-    const lower = below.disks.find((candidate) => candidate.token === above.disk.token);
-    if (lower === undefined)
-      throw broken(`it holds no disk ${above.disk.token}, of which point ${above.point.id} has an increment`);
-    if (lower.clusterSize !== above.disk.clusterSize) {
-      throw broken(
-        `its clusters have ${lower.clusterSize} bytes, those of point ${above.point.id} ${above.disk.clusterSize}`,
-      );
-    }
-    chain.push({ ...above, parent: { point: below.id, image: lower.image } });
-    above = { point: below, disk: lower };
+  for (let next: Step | undefined = { point, disk }; next !== undefined;) {
+    const above: readonly string[] = chain.map((facts) => facts.point.id);
+    const below: Step | undefined = await stepDown(next, find, above);
+    chain.push(factsOf(next, below));
+    next = below;
   }
+  return chain;
+}
+
+/** The topmost image of that chain alone. */
+export async function resolveTop(
+  point: PointManifest,
+  disk: DiskManifest,
+  find: FindPoint,
+): Promise<ImageFacts> {
+  const top = { point, disk };
+  return factsOf(top, await stepDown(top, find, []));
+}
+
+interface Step {
+  readonly point: PointManifest;
+  readonly disk: DiskManifest;
+}
+
+function factsOf(step: Step, below: Step | undefined): ImageFacts {
+  return {
+    ...step,
+    parent: below === undefined ? undefined : { point: below.point.id, image: below.disk.image },
+  };
+}
+
+/**
+ * From an image to the one that it is an increment of; undefined below a full one. Manifests decide, by the
+ * disk's token: names may have changed from point to point.
+ *
+ * @param above ids of the points further up, for the error
+ */
+async function stepDown(step: Step, find: FindPoint, above: readonly string[]): Promise<Step | undefined> {
+  const { point, disk } = step;
+  const id = disk.parent;
+  if (id === null) return undefined;
+  const broken = (what: string): ChainDamageError =>
+    new ChainDamageError(manifestKey(point.machine.name, id), [...above, point.id].sort(), what);
+  const below = await find(id);
+  if (below === undefined)
+    throw broken(`disk "${disk.name}" of point ${point.id} is an increment of it, but it is missing`);
+  const lower = below.disks.find((candidate) => candidate.token === disk.token);
+  if (lower === undefined)
+    throw broken(`it holds no disk ${disk.token}, of which point ${point.id} has an increment`);
+  if (lower.clusterSize !== disk.clusterSize)
+    throw broken(
+      `its clusters have ${lower.clusterSize} bytes, those of point ${point.id} ${disk.clusterSize}`,
+    );
+  return { point: below, disk: lower };
 }
 
 /** A disk at a point, readable: all images of its chain, opened and checked against their manifests. */

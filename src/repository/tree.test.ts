@@ -31,7 +31,7 @@ describe("tree of points", () => {
   });
   it("currentPoint() is the newest, whatever its branch", () => {
     expect(currentPoint(POINTS)?.id).toBe("e");
-    expect(currentPoint([])).toBeUndefined();
+    expect(currentPoint<PointNode>([])).toBeUndefined();
   });
   it("rootsOf() finds points without a parent, and those whose parent is not there", () => {
     expect(ids(rootsOf(POINTS))).toBe("a");
