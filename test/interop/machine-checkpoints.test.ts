@@ -16,7 +16,7 @@ import { startMachine, type TestDisk, type TestMachine } from "../support/qemu.j
 import { temporaryDirectory, type TemporaryDirectory } from "../support/temporary.js";
 import { run } from "../support/tools.js";
 import {
-  basesOf,
+  type basesOf,
   CLUSTER,
   dirtyClusters,
   freezeRequest,
