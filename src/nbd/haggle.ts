@@ -8,6 +8,7 @@ import {
   NBD_MAX_STRING,
   NBD_OLDSTYLE_MAGIC,
   NBD_OPT_ABORT,
+  NBD_OPT_LIST,
   NBD_OPTION_MAGIC,
   NBD_OPTION_REPLY_MAGIC,
   NBD_REP_ACK,
@@ -27,8 +28,10 @@ import type { NbdSocket } from "./socket.js";
 
 /** Largest option reply: two strings and their lengths (NBD_REP_SERVER), with room for extensions. */
 const MAX_OPTION_REPLY = 4 * NBD_MAX_STRING;
-/** Most replies to one option: one for each export of a very large server. */
-const MAX_OPTION_REPLIES = 65_536;
+/** Most replies to one option: information and contexts come by the handful. */
+const MAX_OPTION_REPLIES = 256;
+/** Most replies to NBD_OPT_LIST: one for each export of a very large server. */
+const MAX_LISTED_EXPORTS = 65_536;
 
 /** How a server answered an option in the end. */
 export type OptionOutcome =
@@ -86,7 +89,8 @@ export class Haggle {
     onReply?: OptionReplyHandler,
   ): Promise<OptionOutcome> {
     this.#socket.write(encodeOption(option, data));
-    for (let count = 0; count < MAX_OPTION_REPLIES; count += 1) {
+    const most = option === NBD_OPT_LIST ? MAX_LISTED_EXPORTS : MAX_OPTION_REPLIES;
+    for (let count = 0; count <= most; count += 1) {
       const { type, payload } = await this.#takeReply(option);
       if (type === NBD_REP_ACK) {
         if (payload.length > 0)
@@ -99,10 +103,7 @@ export class Haggle {
       }
       this.#handle(onReply, type, payload);
     }
-    return this.fault(
-      "TM_NBD_OPTION_COUNT",
-      `more than ${MAX_OPTION_REPLIES} replies came to option ${option}`,
-    );
+    return this.fault("TM_NBD_OPTION_COUNT", `more than ${most} replies came to option ${option}`);
   }
 
   /** Ends haggling in the orderly way: NBD_OPT_ABORT; the server's answer is not waited for. */

@@ -181,12 +181,13 @@ export class Transmission implements Receiver, ReplyContext {
   complete(cookie: bigint): void {
     const inFlight = this.#inFlight.get(cookie);
     if (inFlight === undefined) return;
-    this.#inFlight.delete(cookie);
     const { contextCount } = this.#options;
     if (inFlight.request.type === NBD_CMD_BLOCK_STATUS && inFlight.request.failure !== undefined) {
       if (contextCount > 1) this.#trailing.set(cookie, contextCount);
     }
+    // Throws when the reply is not what it claims to be; the request is then among those that the end settles.
     inFlight.request.done();
+    this.#inFlight.delete(cookie);
   }
 
   /** Fills the free places, job by job. */
