@@ -1,7 +1,8 @@
 import type { IoOptions } from "../bytes/index.js";
 import { UsageError } from "../errors/index.js";
 import { ClusterDecoder } from "./cluster.js";
-import { clip, type ChainMapping, type Mapping } from "./mapping.js";
+import { ChainWalk } from "./chain-walk.js";
+import { join, type ChainMapping } from "./mapping.js";
 import { requireRange, type ImageReader } from "./reader.js";
 
 /**
@@ -43,22 +44,18 @@ export class ImageChain {
     options: IoOptions = {},
   ): AsyncGenerator<ChainMapping, void, void> {
     requireRange(this.#name, this.virtualSize, offset, length);
-    // The current run of each image: no table is scanned twice, however the runs above interleave.
-    const current: (Mapping | undefined)[] = [];
-    let zero: ChainMapping | undefined;
-    const end = offset + length;
-    for (let next = offset; next < end;) {
-      const run = await this.#runAt(next, end, current, options);
-      next = run.offset + run.length;
-      if (run.kind === "zero") {
-        zero = zero === undefined ? run : { ...zero, length: zero.length + run.length };
-        continue;
-      }
-      if (zero !== undefined) yield zero;
-      zero = undefined;
-      yield run;
+    const walk = new ChainWalk(this.images, offset + length, options);
+    let run: ChainMapping | undefined;
+    for (let next = offset; next < offset + length;) {
+      options.signal?.throwIfAborted();
+      const found = walk.runAt(next);
+      const piece = found instanceof Promise ? await found : found;
+      next += piece.length;
+      const longer = run === undefined ? piece : join(run, piece);
+      if (longer === undefined && run !== undefined) yield run;
+      run = longer ?? piece;
     }
-    if (zero !== undefined) yield zero;
+    if (run !== undefined) yield run;
   }
 
   /**
@@ -79,30 +76,6 @@ export class ImageChain {
 
   get #name(): string {
     return this.images[0]?.name ?? "chain";
-  }
-
-  async #runAt(
-    offset: number,
-    end: number,
-    current: (Mapping | undefined)[],
-    options: IoOptions,
-  ): Promise<ChainMapping> {
-    let stop = end;
-    for (const [image, reader] of this.images.entries()) {
-      if (offset >= reader.virtualSize) break;
-      let run = current[image];
-      if (run === undefined || offset < run.offset || offset >= run.offset + run.length) {
-        run = await reader.runAt(offset, Math.min(end, reader.virtualSize), options);
-        current[image] = run;
-      }
-      if (run.kind === "unallocated") {
-        stop = Math.min(stop, run.offset + run.length);
-        continue;
-      }
-      const found = clip(run, offset, stop);
-      return found.kind === "zero" ? found : { ...found, image };
-    }
-    return { offset, length: stop - offset, kind: "zero" };
   }
 
   async #readRun(run: Exclude<ChainMapping, { kind: "zero" }>, options: IoOptions): Promise<Buffer> {

@@ -79,6 +79,21 @@ export function decodeL2Entry(table: Buffer, index: number, clusterBits: number,
   return { kind: "plain", at };
 }
 
+/**
+ * Index of the first entry from `first` on, below `end`, that has other bits than `first`; `end` when there is none.
+ * Unallocated and zero clusters come in millions: this is many times as fast as decoding them.
+ *
+ * @param table aligned in memory to 4 bytes
+ */
+export function endOfSame(table: Buffer, first: number, end: number): number {
+  const words = new Uint32Array(table.buffer, table.byteOffset, table.length / 4);
+  const a = words[first * 2];
+  const b = words[first * 2 + 1];
+  let index = first + 1;
+  while (index < end && words[index * 2] === a && words[index * 2 + 1] === b) index += 1;
+  return index;
+}
+
 /** Writes the entry of a compressed cluster of `length` bytes at the host offset `at`. */
 export function encodeCompressedEntry(
   table: Buffer,

@@ -55,6 +55,8 @@ describe("decodeHeader()", () => {
     ["cluster_bits 22", 20, 22, ImageDamageError],
     ["crypt_method 1", 32, 1, UnsupportedImageError],
     ["a backing name of 1,024 bytes", 16, 1024, ImageDamageError],
+    ["a backing name that ends beyond the first cluster", 12, 0xfffa, ImageDamageError],
+    ["a backing name inside the header", 12, 0x68, ImageDamageError],
     ["header_length 103", 100, 103, ImageDamageError],
     ["header_length 96", 100, 96, ImageDamageError],
     ["a header longer than its cluster", 100, 0x10008, ImageDamageError],

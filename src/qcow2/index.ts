@@ -21,7 +21,7 @@ export {
 } from "./cluster.js";
 export { ClusterDamageError, ImageDamageError, ImageWriteError, UnsupportedImageError } from "./errors.js";
 export type { ImageIdentity } from "./identity.js";
-export type { Compression } from "./layout.js";
+export { DEFAULT_CLUSTER_SIZE, type Compression } from "./layout.js";
 export type { ChainMapping, CompressedMapping, EmptyMapping, Mapping, PlainMapping } from "./mapping.js";
 export { ImageReader, type ImageReaderOptions } from "./reader.js";
 export { digestOfSegments, type Segment, type SegmentKind } from "./segments.js";

@@ -28,6 +28,9 @@ export const MAX_L1_BYTES = 32 * MiB;
 export const MAX_REFCOUNT_TABLE_BYTES = 8 * MiB;
 export const MAX_BACKING_NAME_BYTES = 1023;
 
+/** Bytes of a cluster, and of a dirty bitmap's granule, where nothing else is asked for: QEMU's default. */
+export const DEFAULT_CLUSTER_SIZE = 64 * KiB;
+
 /** The smallest cluster we write: below it, an incompressible frame has no room in an L2 entry's sector count. */
 export const MIN_WRITTEN_CLUSTER = 4 * KiB;
 

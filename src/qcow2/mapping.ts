@@ -39,10 +39,21 @@ export type ChainMapping =
 
 /** The part of a mapping that lies in [start, end). Both must lie within it. */
 export function clip<M extends Mapping | ChainMapping>(mapping: M, start: number, end: number): M {
+  if (start <= mapping.offset && end >= mapping.offset + mapping.length) return mapping;
   const before = Math.max(0, start - mapping.offset);
   const length = Math.min(mapping.offset + mapping.length, end) - (mapping.offset + before);
   const clipped = { ...mapping, offset: mapping.offset + before, length };
   if (mapping.kind === "plain") return { ...clipped, at: mapping.at + before };
   if (mapping.kind === "compressed") return { ...clipped, skip: mapping.skip + before };
   return clipped;
+}
+
+/** One run for two that follow each other, where they are one: undefined where they are not. */
+export function join<M extends Mapping | ChainMapping>(first: M, second: M): M | undefined {
+  if (first.kind !== second.kind || first.kind === "compressed") return undefined;
+  if (first.kind === "plain" && second.kind === "plain") {
+    const isInFirst = "image" in first && "image" in second ? first.image === second.image : true;
+    if (!isInFirst || second.at !== first.at + first.length) return undefined;
+  }
+  return { ...first, length: first.length + second.length };
 }

@@ -1,12 +1,12 @@
 import { MiB, type ByteSource, type IoOptions } from "../bytes/index.js";
 import { UsageError } from "../errors/index.js";
 import type { ClusterFormat } from "./cluster.js";
-import { decodeL1Entry, decodeL2Entry, type L2Entry } from "./entry.js";
+import { decodeL1Entry, decodeL2Entry, endOfSame, type L2Entry } from "./entry.js";
 import { ImageDamageError } from "./errors.js";
 import type { ImageIdentity } from "./identity.js";
 import { readHead, type ImageHead } from "./image-head.js";
-import { ENTRY_BYTES, l1EntriesFor, l2EntriesOf, MAX_L1_BYTES, type Compression } from "./layout.js";
-import { clip, type Mapping, type PlainMapping } from "./mapping.js";
+import { ENTRY_BYTES, l1EntriesFor, l2EntriesOf, MAX_L1_BYTES, SECTOR, type Compression } from "./layout.js";
+import { clip, join, type CompressedMapping, type Mapping, type PlainMapping } from "./mapping.js";
 import { TableCache } from "./table-cache.js";
 
 export interface ImageReaderOptions extends IoOptions {
@@ -100,44 +100,41 @@ export class ImageReader {
   async *map(offset: number, length: number, options: IoOptions = {}): AsyncGenerator<Mapping, void, void> {
     requireRange(this.name, this.virtualSize, offset, length);
     const end = offset + length;
+    let run: Mapping | undefined;
     for (let next = offset; next < end;) {
-      const run = await this.runAt(next, end, options);
-      yield run;
-      next += run.length;
+      options.signal?.throwIfAborted();
+      const found = this.runAt(next, end, options);
+      const piece = found instanceof Promise ? await found : found;
+      next += piece.length;
+      const longer = run === undefined ? piece : join(run, piece);
+      if (longer === undefined && run !== undefined) yield run;
+      run = longer ?? piece;
     }
+    if (run !== undefined) yield run;
   }
 
   /**
-   * The run that begins at `offset`, as long as it goes without crossing `end`. A compressed run is one cluster.
+   * The run that begins at `offset`, within what one L2 table maps. It is there at once, without a promise, when that
+   * table is in memory: a disk has millions of clusters, and a promise costs more than looking one up.
    *
    * @param end no more than the virtual size, and more than `offset`
    */
-  async runAt(offset: number, end: number, options: IoOptions = {}): Promise<Mapping> {
-    options.signal?.throwIfAborted();
-    let run = await this.#runInTable(offset, end, options);
-    while (run.kind !== "compressed" && run.offset + run.length < end) {
-      const next = await this.#runInTable(run.offset + run.length, end, options);
-      const follows =
-        next.kind === run.kind &&
-        (next.kind !== "plain" || run.kind !== "plain" || next.at === run.at + run.length);
-      if (!follows) break;
-      run = { ...run, length: run.length + next.length };
-    }
-    return run;
+  runAt(offset: number, end: number, options: IoOptions = {}): Mapping | Promise<Mapping> {
+    const covered = this.clusterSize * l2EntriesOf(this.clusterSize);
+    const index = Math.floor(offset / covered);
+    const at = this.#tableAt(index);
+    if (at === 0) return this.#hole(offset, end, index, covered);
+    const stop = Math.min(end, (index + 1) * covered);
+    const table = this.#cache.get(at);
+    if (table !== undefined) return this.#runIn(table, offset, stop);
+    return this.#readTable(at, options).then((read) => this.#runIn(read, offset, stop));
   }
 
-  /** A run within what one L2 table maps, or across L1 entries that name no table. */
-  async #runInTable(offset: number, end: number, options: IoOptions): Promise<Mapping> {
-    const covered = this.clusterSize * l2EntriesOf(this.clusterSize);
-    let index = Math.floor(offset / covered);
-    const at = this.#tableAt(index);
-    if (at !== 0) {
-      const table = this.#cache.get(at) ?? (await this.#readTable(at, options));
-      return this.#runIn(table, offset, Math.min(end, (index + 1) * covered));
-    }
-    do index += 1;
-    while (index * covered < end && this.#tableAt(index) === 0);
-    return { offset, length: Math.min(end, index * covered) - offset, kind: "unallocated" };
+  /** A run across L1 entries, from `index` on, that name no table. */
+  #hole(offset: number, end: number, index: number, covered: number): Mapping {
+    let next = index + 1;
+    while (next * covered < end && this.#tableAt(next) === 0) next += 1;
+    return { offset, length: Math.min(end, next * covered) - offset, kind: "unallocated" };
   }
 
   /** Host offset of an L2 table; 0 when there is none. */
@@ -155,36 +152,57 @@ export class ImageReader {
   }
 
   async #readTable(at: number, options: IoOptions): Promise<Buffer> {
-    const table = await this.source.read(at, this.clusterSize, options);
+    const read = await this.source.read(at, this.clusterSize, options);
+    const table = read.byteOffset % 4 === 0 ? read : Buffer.from(new Uint8Array(read).buffer);
     this.#cache.set(at, table);
     return table;
   }
 
   #runIn(table: Buffer, offset: number, end: number): Mapping {
     const first = Math.floor(offset / this.clusterSize);
-    const start = first * this.clusterSize;
     const entry = this.#entry(table, first);
-    if (entry.kind === "compressed") {
-      const { at } = entry;
-      // Sectors count from the start of the first one; the last one may reach beyond the file's end.
-      const stop = Math.min((Math.floor(at / 512) + entry.sectors) * 512, this.source.length);
-      return clip(
-        { offset: start, length: this.clusterSize, kind: "compressed", at, storedLength: stop - at, skip: 0 },
-        offset,
-        end,
-      );
-    }
-    let last = first + 1;
-    for (; last * this.clusterSize < end; last += 1) {
-      const next = this.#entry(table, last);
-      if (next.kind !== entry.kind) break;
-      if (next.kind === "plain" && entry.kind === "plain") {
-        if (next.at !== entry.at + (last - first) * this.clusterSize) break;
+    const start = first * this.clusterSize;
+    switch (entry.kind) {
+      case "compressed": {
+        const { at } = entry;
+        // Sectors count from the start of the first one; the last one may reach beyond the file's end.
+        const stop = Math.min((Math.floor(at / SECTOR) + entry.sectors) * SECTOR, this.source.length);
+        const run: CompressedMapping = {
+          offset: start,
+          length: this.clusterSize,
+          kind: "compressed",
+          at,
+          storedLength: stop - at,
+          skip: 0,
+        };
+        return clip(run, offset, end);
+      }
+      case "plain": {
+        const length = this.#contiguous(table, first, entry.at, end);
+        return this.#requireStored(clip({ offset: start, length, kind: "plain", at: entry.at }, offset, end));
+      }
+      case "unallocated":
+      case "zero": {
+        const base = first - (first % l2EntriesOf(this.clusterSize));
+        const stop = base + endOfSame(table, first - base, Math.ceil(end / this.clusterSize) - base);
+        return clip(
+          { offset: start, length: stop * this.clusterSize - start, kind: entry.kind },
+          offset,
+          end,
+        );
       }
     }
-    const length = last * this.clusterSize - start;
-    if (entry.kind !== "plain") return clip({ offset: start, length, kind: entry.kind }, offset, end);
-    return this.#requireStored(clip({ offset: start, length, kind: "plain", at: entry.at }, offset, end));
+  }
+
+  /** Bytes of the plain clusters from `first` on, below `end`, that follow one another in the file as well. */
+  #contiguous(table: Buffer, first: number, at: number, end: number): number {
+    let length = this.clusterSize;
+    for (let next = first + 1; next * this.clusterSize < end; next += 1) {
+      const entry = this.#entry(table, next);
+      if (entry.kind !== "plain" || entry.at !== at + length) break;
+      length += this.clusterSize;
+    }
+    return length;
   }
 
   /** A file may end inside its last data cluster, but not before the bytes of the disk in it. */

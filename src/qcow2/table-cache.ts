@@ -3,6 +3,7 @@ export class TableCache {
   readonly #limit: number;
   readonly #tables = new Map<number, Buffer>();
   #bytes = 0;
+  #newest = -1;
 
   /** @param limit bytes; one table is kept even if it alone exceeds them */
   constructor(limit: number) {
@@ -11,9 +12,10 @@ export class TableCache {
 
   get(offset: number): Buffer | undefined {
     const table = this.#tables.get(offset);
-    if (table !== undefined) {
+    if (table !== undefined && offset !== this.#newest) {
       this.#tables.delete(offset);
       this.#tables.set(offset, table);
+      this.#newest = offset;
     }
     return table;
   }
@@ -22,6 +24,7 @@ export class TableCache {
     this.#bytes += table.length - (this.#tables.get(offset)?.length ?? 0);
     this.#tables.delete(offset);
     this.#tables.set(offset, table);
+    this.#newest = offset;
     for (const [oldest, bytes] of this.#tables) {
       if (this.#bytes <= this.#limit || oldest === offset) break;
       this.#tables.delete(oldest);
