@@ -4,8 +4,8 @@ import type { SourceBitmap, SourceDisk } from "./source.js";
 /** A point of the repository, as far as checkpoints are judged by it. */
 export interface CataloguePoint {
   readonly id: string;
-  /** null when the machine had none. */
-  readonly machineUuid: string | null;
+  /** `uuid`: null when the machine had none. */
+  readonly machine: { readonly uuid: string | null };
   readonly disks: readonly {
     readonly name: string;
     readonly token: string;
@@ -155,7 +155,7 @@ function explainAbsence(disk: SourceDisk, wasBackedUp: boolean): string {
 
 /** Machines without a uuid cannot be told apart by it: their name in the repository has to do. */
 function isOfMachine(point: CataloguePoint, uuid: string | null): boolean {
-  return point.machineUuid === null || uuid === null || point.machineUuid === uuid;
+  return point.machine.uuid === null || uuid === null || point.machine.uuid === uuid;
 }
 
 /** A bitmap that may go, and why. */

@@ -66,7 +66,7 @@ function startVm(directory: TemporaryDirectory, monitors = 3): Promise<TestMachi
 function pointOf(frozen: FrozenPoint): CataloguePoint {
   return {
     id: parseBitmapName(frozen.disks[0]!.bitmap)!.checkpoint,
-    machineUuid: null,
+    machine: { uuid: null },
     disks: frozen.disks.map(({ disk, token, virtualSize }) => ({
       name: disk.name,
       token,

@@ -32,7 +32,7 @@ const noConnections = (): Promise<void> => Promise.resolve();
 function pointOf(frozen: FrozenPoint): CataloguePoint {
   return {
     id: parseBitmapName(frozen.disks[0]!.bitmap)!.checkpoint,
-    machineUuid: null,
+    machine: { uuid: null },
     disks: frozen.disks.map(({ disk, token, virtualSize }) => ({
       name: disk.name,
       token,

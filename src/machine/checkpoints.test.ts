@@ -1,0 +1,242 @@
+import { describe, expect, it } from "vitest";
+import { formatBitmapName } from "../point/index.js";
+import {
+  bitmapsToRemove,
+  chooseBase,
+  chooseBases,
+  type BaseContext,
+  type CataloguePoint,
+} from "./checkpoints.js";
+import type { SourceBitmap, SourceDisk } from "./source.js";
+
+const REPOSITORY = "0a1b2c3d";
+const TOKEN = "11111111";
+const UUID = "6b9f0e0c-7f0e-4b52-9f0c-0c6a7ad1b0aa";
+
+/** Checkpoint ids in order of time. */
+function id(number: number): string {
+  return `2026112${number}T000000000Z-abcdef`;
+}
+
+function bitmap(number: number, changes: Partial<SourceBitmap> = {}, token = TOKEN): SourceBitmap {
+  return {
+    name: formatBitmapName({ repository: REPOSITORY, checkpoint: id(number), token }),
+    node: "node0",
+    readOnly: false,
+    granularity: 65536,
+    recording: true,
+    busy: false,
+    persistent: true,
+    inconsistent: false,
+    dirtyBytes: 0,
+    ...changes,
+  };
+}
+
+function disk(bitmaps: readonly SourceBitmap[], changes: Partial<SourceDisk> = {}): SourceDisk {
+  return {
+    name: "vda",
+    suggestedName: "vda",
+    anonymous: false,
+    qdev: "vda",
+    deviceId: "vda",
+    driveId: null,
+    node: "node0",
+    virtualSize: 1000,
+    format: "qcow2",
+    imageFile: "/images/a.qcow2",
+    canPersist: true,
+    bitmaps,
+    ...changes,
+  };
+}
+
+function point(number: number, changes: Partial<CataloguePoint> = {}): CataloguePoint {
+  return {
+    id: id(number),
+    machine: { uuid: UUID },
+    disks: [{ name: "vda", token: TOKEN, virtualSize: 900, clusterSize: 65536 }],
+    ...changes,
+  };
+}
+
+function context(points: readonly CataloguePoint[], changes: Partial<BaseContext> = {}): BaseContext {
+  return {
+    repositoryTag: REPOSITORY,
+    clusterSize: 65536,
+    catalogue: (wanted) => Promise.resolve(points.find((item) => item.id === wanted)),
+    machineUuid: UUID,
+    newest: points.at(-1),
+    ...changes,
+  };
+}
+
+describe("chooseBase()", () => {
+  it("takes the newest bitmap whose point the catalogue holds", async () => {
+    const carried = disk([bitmap(1), bitmap(3), bitmap(2)]);
+    expect(await chooseBase(carried, context([point(1), point(2)]))).toEqual({
+      kind: "incremental",
+      base: bitmap(2).name,
+      checkpoint: id(2),
+      token: TOKEN,
+      parentDiskName: "vda",
+      parentVirtualSize: 900,
+    });
+  });
+
+  it.each([
+    ["first backup of this disk", disk([]), context([])],
+    [
+      "checkpoint bitmap missing (raw disk, QEMU restarted)",
+      disk([], { canPersist: false, format: "raw" }),
+      context([point(1)]),
+    ],
+    [
+      "checkpoint bitmap missing (disk replaced, or QEMU was killed before it was stored)",
+      disk([]),
+      context([point(1)]),
+    ],
+    [
+      "bitmap inconsistent: QEMU did not shut down cleanly",
+      disk([bitmap(1, { inconsistent: true, recording: false })]),
+      context([point(1)]),
+    ],
+    [
+      "bitmap granularity is 32768, images use clusters of 65536",
+      disk([bitmap(1, { granularity: 32768 })]),
+      context([point(1)]),
+    ],
+    [
+      `point ${id(1)} uses clusters of 262144, not of 65536`,
+      disk([bitmap(1)]),
+      context([point(1, { disks: [{ name: "vda", token: TOKEN, virtualSize: 900, clusterSize: 262144 }] })]),
+    ],
+    ["bitmap does not record", disk([bitmap(1, { recording: false })]), context([point(1)])],
+    ["bitmap is in use by another program", disk([bitmap(1, { busy: true })]), context([point(1)])],
+    [
+      "bitmap is on a backing image: an external snapshot was taken since",
+      disk([bitmap(1, { readOnly: true, node: "below" })]),
+      context([point(1)]),
+    ],
+    [`point ${id(1)} is not in the repository`, disk([bitmap(1)]), context([])],
+    [
+      `point ${id(1)} belongs to another machine`,
+      disk([bitmap(1)]),
+      context([point(1, { machine: { uuid: "00000000-0000-4000-8000-000000000001" } })]),
+    ],
+    [
+      `point ${id(1)} holds no disk with token 22222222`,
+      disk([bitmap(1, {}, "22222222")]),
+      context([point(1)]),
+    ],
+  ])("goes full: %s", async (reason, carried, judged) => {
+    expect(await chooseBase(carried, judged)).toMatchObject({ kind: "full", reason });
+  });
+
+  it("keeps the disk's token when the chain goes on with a full", async () => {
+    const broken = disk([bitmap(1, { inconsistent: true })]);
+    expect(await chooseBase(broken, context([point(1)]))).toMatchObject({ kind: "full", token: TOKEN });
+    expect(await chooseBase(disk([bitmap(1)]), context([]))).toMatchObject({ token: undefined });
+  });
+
+  it("goes on from an older bitmap when the newest is broken", async () => {
+    const carried = disk([bitmap(2, { inconsistent: true }), bitmap(1)]);
+    expect(await chooseBase(carried, context([point(1), point(2)]))).toMatchObject({
+      kind: "incremental",
+      checkpoint: id(1),
+    });
+  });
+
+  it("passes over bitmaps of other repositories and other programs", async () => {
+    const other = formatBitmapName({ repository: "ffffffff", checkpoint: id(2), token: TOKEN });
+    const carried = disk([bitmap(2, { name: other }), bitmap(3, { name: "libvirt-cp" }), bitmap(1)]);
+    expect(await chooseBase(carried, context([point(1), point(2)]))).toMatchObject({ checkpoint: id(1) });
+  });
+
+  it("throws what the catalogue throws: an error is not an absence", async () => {
+    const failing = context([], { catalogue: () => Promise.reject(new Error("EIO")) });
+    await expect(chooseBase(disk([bitmap(1)]), failing)).rejects.toThrow("EIO");
+  });
+
+  it("cannot tell machines without a uuid apart, and does not try to", async () => {
+    const judged = context([point(1, { machine: { uuid: null } })]);
+    expect(await chooseBase(disk([bitmap(1)]), judged)).toMatchObject({ kind: "incremental" });
+  });
+});
+
+describe("chooseBases()", () => {
+  it("lets the parent's namesake go on when an image was copied, else the first", async () => {
+    const [copy, original] = [disk([bitmap(1)], { name: "vdb" }), disk([bitmap(1)])];
+    const choices = await chooseBases([copy, original], context([point(1)]));
+    expect(choices.get(original)).toMatchObject({ kind: "incremental" });
+    expect(choices.get(copy)).toEqual({
+      kind: "full",
+      reason: "carries the same checkpoint as disk vda: a copied image",
+    });
+    const [first, second] = [disk([bitmap(1)], { name: "x" }), disk([bitmap(1)], { name: "y" })];
+    const others = await chooseBases([first, second], context([point(1)]));
+    expect([...others.values()].map(({ kind }) => kind)).toEqual(["incremental", "full"]);
+  });
+});
+
+describe("bitmapsToRemove()", () => {
+  const removed = async (carried: SourceDisk, judged: Parameters<typeof bitmapsToRemove>[1]) =>
+    (await bitmapsToRemove(carried, judged)).map(({ name, why }) => [name, why]);
+
+  it("removes what is older than the newest committed checkpoint, and uncommitted ones before it", async () => {
+    const carried = disk([bitmap(1), bitmap(2), bitmap(3), bitmap(4)]);
+    expect(await removed(carried, context([point(1), point(3)]))).toEqual([
+      [bitmap(2).name, "uncommitted"],
+      [bitmap(1).name, "old"],
+    ]);
+  });
+
+  it("removes nothing without a newer committed checkpoint", async () => {
+    expect(await removed(disk([bitmap(1), bitmap(2)]), context([]))).toEqual([]);
+    expect(await removed(disk([bitmap(1), bitmap(2)]), context([point(1)]))).toEqual([]);
+    expect(await removed(disk([bitmap(1)]), context([point(1), point(2)]))).toEqual([]);
+  });
+
+  it.each([
+    ["is inconsistent", { inconsistent: true }],
+    ["does not record", { recording: false }],
+    ["is on a read-only node", { readOnly: true }],
+  ])("removes nothing when the newer one's own bitmap %s", async (_what, fault) => {
+    const carried = disk([bitmap(1), bitmap(2, fault)]);
+    expect(await removed(carried, context([point(1), point(2)]))).toEqual([]);
+  });
+
+  it("counts neither another machine's point nor another token's", async () => {
+    const foreign = point(2, { machine: { uuid: "00000000-0000-4000-8000-000000000001" } });
+    expect(await removed(disk([bitmap(1), bitmap(2)]), context([point(1), foreign]))).toEqual([]);
+    const otherToken = disk([bitmap(1), bitmap(2, {}, "22222222")]);
+    const other = point(2, { disks: [{ name: "x", token: "22222222", virtualSize: 1, clusterSize: 65536 }] });
+    expect(await removed(otherToken, context([point(1), other]))).toEqual([]);
+  });
+
+  it("leaves bitmaps that cannot be removed now, and those of others", async () => {
+    const carried = disk([
+      bitmap(1, { readOnly: true }),
+      bitmap(2, { busy: true }),
+      bitmap(3, { name: "libvirt-cp" }),
+      bitmap(4),
+    ]);
+    expect(await removed(carried, context([point(1), point(2), point(4)]))).toEqual([]);
+  });
+
+  it("keeps as many checkpoints as asked for", async () => {
+    const carried = disk([bitmap(1), bitmap(2), bitmap(3)]);
+    const judged = { ...context([point(1), point(2), point(3)]), keepCheckpoints: 2 };
+    expect(await removed(carried, judged)).toEqual([[bitmap(1).name, "old"]]);
+  });
+
+  it("throws what the catalogue throws, and removes nothing", async () => {
+    let asked = 0;
+    const catalogue = (wanted: string): Promise<CataloguePoint | undefined> => {
+      asked += 1;
+      return asked === 3 ? Promise.reject(new Error("EIO")) : Promise.resolve(point(Number(wanted[7])));
+    };
+    const carried = disk([bitmap(1), bitmap(2), bitmap(3)]);
+    await expect(removed(carried, context([], { catalogue }))).rejects.toThrow("EIO");
+  });
+});
