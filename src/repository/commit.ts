@@ -36,23 +36,20 @@ export async function commitPoint(
   await checkImages(storage, manifest, options);
   await options.fence();
   const before = await chainState(storage, manifest, options);
-  if (!(await storage.put(key, bytes, { ifAbsent: true, signal: options.signal }))) {
-    // Ours, if an answer was lost and the request repeated.
-    const found = await readManifestBytes(storage, machine.name, id, options);
-    if (found?.equals(bytes) !== true)
-      throw new BusyError(
-        "TM_POINT_EXISTS",
-        `Cannot commit point ${id} of machine "${machine.name}": it is there already`,
-      );
-  }
   try {
-    // From here on nothing is interrupted: either the point stands, or it is withdrawn.
+    if (!(await storage.put(key, bytes, { ifAbsent: true, signal: options.signal }))) {
+      // Ours, if an answer was lost and the request repeated.
+      const found = await readManifestBytes(storage, machine.name, id, options);
+      if (found?.equals(bytes) !== true) throw alreadyThere(manifest);
+    }
+    // From here on the signal interrupts nothing: either the point stands, or it is withdrawn.
     await options.fence();
     const found = await readManifestBytes(storage, machine.name, id);
     if (found?.equals(bytes) !== true) throw changed(manifest, "another manifest took the place of its own");
     if ((await chainState(storage, manifest, {})) !== before)
       throw changed(manifest, "the chain that it continues was changed");
   } catch (error) {
+    // A write that failed may have happened all the same.
     await withdraw(storage, manifest, bytes, error);
     throw error;
   }
@@ -94,6 +91,11 @@ export function findOnce(
     found.set(id, reading);
     return reading;
   };
+}
+
+function alreadyThere(manifest: PointManifest): BusyError {
+  const what = `point ${manifest.id} of machine "${manifest.machine.name}"`;
+  return new BusyError("TM_POINT_EXISTS", `Cannot commit ${what}: it is there already`);
 }
 
 function changed(manifest: PointManifest, what: string): FencedError {

@@ -343,6 +343,18 @@ describe("Repository.commitPoint()", () => {
     expect(await keysOf("web/")).toEqual([`web/${P1}/sda.qcow2`]);
   });
 
+  it("withdraws the point when writing its manifest failed after it was there", async () => {
+    const manifest = await writeImages(repository, { machine: "web", id: P1, disks: [disk()] });
+    const put = storage.put.bind(storage);
+    const failure = new Error("EIO: i/o error, fsync");
+    storage.put = async (...call) => {
+      await put(...call);
+      throw failure;
+    };
+    await expect(repository.commitPoint(manifest, { fence: () => Promise.resolve() })).rejects.toBe(failure);
+    expect(await keysOf("web/")).toEqual([`web/${P1}/sda.qcow2`]);
+  });
+
   it("withdraws the point when its parent went away or was rewritten meanwhile", async () => {
     const first = await writePoint(repository, { machine: "web", id: P1, disks: [disk()] });
     for (const change of [

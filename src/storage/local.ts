@@ -82,7 +82,7 @@ export class LocalStorage implements Storage {
     try {
       const identity = identityOf(await handle.stat({ bigint: true }));
       const file: PinnedFile = { key, where: this.description, path, identity };
-      this.#readers.adopt(file, handle);
+      await this.#readers.adopt(file, handle);
       return new LocalReader(file, this.#readers);
     } catch (error) {
       await handle.close();

@@ -72,8 +72,9 @@ export class OpenFiles<Owner extends object> {
   }
 
   /** Takes over a file that is open already. */
-  adopt(owner: Owner, handle: FileHandle): void {
+  async adopt(owner: Owner, handle: FileHandle): Promise<void> {
     this.#files.set(owner, { handle: Promise.resolve(handle), users: 0 });
+    await this.#makeRoom();
   }
 
   /** Closes the owner's file. Never throws: nothing was written to it. */

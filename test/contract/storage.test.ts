@@ -369,9 +369,11 @@ describe.each(SUBJECTS)("%s", (_name, make) => {
 
   it("a writer that never commits leaves at most a leftover, which discardLeftovers() removes", async () => {
     await storage.put("a/kept", Buffer.from("x"));
+    const sinks = [];
     for (const key of ["a/p1/x", "a/p2/x", "b/x"]) {
       const sink = await storage.create(key, { headLength: 8 });
       await sink.append(randomBytes(100));
+      sinks.push(sink);
     }
     expect(await keysOf(other)).toEqual(["a/kept"]);
     await other.discardLeftovers("a/", { before: new Date(0) });
@@ -379,6 +381,8 @@ describe.each(SUBJECTS)("%s", (_name, make) => {
     expect(await other.discardLeftovers("a/")).toBe(0);
     expect(await keysOf(other)).toEqual(["a/kept"]);
     expect(await foldersOf(other, "a/")).toEqual([]);
+    for (const sink of sinks) await sink.abort();
+    expect(await keysOf(other)).toEqual(["a/kept"]);
   });
 });
 
@@ -464,6 +468,7 @@ describe("LocalStorage on its file system", () => {
       await writeFile(join(directory, `${index}`), `object ${index}`);
     }
     const readers = await Promise.all(Array.from({ length: 300 }, (_, index) => storage.open(`${index}`)));
+    expect(await filesOpenBelow(directory)).toBeLessThanOrEqual(8);
     for (const [index, reader] of readers.entries()) {
       expect((await reader.read(0, reader.length)).toString()).toBe(`object ${index}`);
       const open = await filesOpenBelow(directory);

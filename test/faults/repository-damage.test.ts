@@ -3,7 +3,7 @@ import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { KiB, MiB } from "../../src/bytes/index.js";
-import { DamageError } from "../../src/errors/index.js";
+import { DamageError, TidemarkError } from "../../src/errors/index.js";
 import { ImageChain, ImageReader } from "../../src/qcow2/index.js";
 import { initRepository, type PointManifest, type Repository } from "../../src/repository/index.js";
 import { LocalStorage, MemoryStorage } from "../../src/storage/index.js";
@@ -189,6 +189,33 @@ describe("a damaged image", () => {
       expect(judge(await readDisk(repository), model, P3, "undamaged")).toBe("same");
     },
   );
+
+  it("never yields wrong bytes, whichever byte of a manifest is flipped", { timeout: 120_000 }, async () => {
+    const storage = new MemoryStorage();
+    const repository = await initRepository(storage);
+    const model = await writeChain(repository, 24 * 4 * KiB + 512, 4 * KiB);
+    const outcomes = { same: 0, refused: 0 };
+    for (const { id } of model.points) {
+      const key = `web/${id}/point.json`;
+      const manifest = await storage.get(key, { maxLength: MiB });
+      for (let at = 0; at < manifest.length; at += 1) {
+        const changed = Buffer.from(manifest);
+        changed[at]! ^= 1 << (at % 8);
+        await storage.put(key, changed);
+        const result = await readDisk(repository).catch((error: unknown) => error);
+        if (result instanceof Buffer) {
+          if (!result.equals(model.disk)) throw new Error(`byte ${at} of ${key}: the disk read wrong bytes`);
+          outcomes.same += 1;
+        } else {
+          expect(result).toBeInstanceOf(TidemarkError);
+          outcomes.refused += 1;
+        }
+      }
+      await storage.put(key, manifest);
+    }
+    // What is said besides the images (times, versions, the machine's description) may change unnoticed.
+    expect(outcomes.refused).toBeGreaterThan(outcomes.same);
+  });
 
   it("is told apart from a storage that fails: an I/O error is no damage", async () => {
     const storage = new MemoryStorage();
