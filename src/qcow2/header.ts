@@ -14,8 +14,10 @@ import {
   type Compression,
 } from "./layout.js";
 
-/** Length of the header of version 2, and of the longest one that we know. */
-export const V2_HEADER_LENGTH = 72;
+/** Length of the header of version 2. */
+const V2_HEADER_LENGTH = 72;
+
+/** Length of the header that we write: all fields that we know. */
 export const HEADER_LENGTH = 112;
 
 /** The least header_length of version 3. */
