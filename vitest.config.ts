@@ -14,11 +14,14 @@ export default defineConfig({
         test: {
           name: "real",
           include: ["test/**/*.test.ts"],
+          globalSetup: ["test/support/build.ts"],
           testTimeout: 120_000,
           hookTimeout: 60_000,
           fileParallelism: true,
           maxWorkers: 2,
           pool: "forks",
+          // One after the other: unit tests say in seconds what is wrong.
+          sequence: { groupOrder: 1 },
         },
       },
     ],

@@ -36,6 +36,7 @@ for (const entry of readdirSync(src, { recursive: true, withFileTypes: true })) 
   for (const specifier of specifiers) {
     if (!specifier.startsWith(".")) continue;
     const target = resolve(dirname(file), specifier);
+    if (relative(src, target).startsWith("..")) continue;
     const targetFolder = folderOf(target);
     if (targetFolder === folder || row === undefined) continue;
     const targetRow = rowOf.get(targetFolder);

@@ -23,7 +23,7 @@ export interface DiskCopy extends DiskShape {
   /** Whether clusters that read as zero must be stored: in an increment they cover the parent's data. */
   readonly storeZeroes: boolean;
   /** Looks up a range; asked in order, one at a time. */
-  readonly facts: (range: Extent, signal: AbortSignal) => Promise<RangeFacts>;
+  readonly facts: (range: Extent) => Promise<RangeFacts>;
   readonly onProgress: (bytesDone: number) => void;
 }
 
@@ -43,7 +43,8 @@ export async function measureCopy(
 ): Promise<number> {
   let bytes = 0;
   for (const range of planningRanges(copy)) {
-    bytes += bytesToRead(planRange(range, await copy.facts(range, signal), copy));
+    signal.throwIfAborted();
+    bytes += bytesToRead(planRange(range, await copy.facts(range), copy));
   }
   return bytes;
 }
@@ -83,7 +84,8 @@ export async function copyDisk(copy: DiskCopy, resources: CopyResources): Promis
 
   try {
     for (const range of planningRanges(copy)) {
-      const plan = planRange(range, await copy.facts(range, signal), copy);
+      signal.throwIfAborted();
+      const plan = planRange(range, await copy.facts(range), copy);
       for (const { offset, length } of plan.zero) {
         const first = offset / copy.clusterSize;
         copy.writer.zero(first, Math.ceil(length / copy.clusterSize));

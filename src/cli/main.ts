@@ -3,6 +3,7 @@ import type { CliContext } from "./context.js";
 import { exitCodeOf } from "./exit-code.js";
 import { runProgram } from "./program.js";
 import { renderError } from "./render/error.js";
+import { isReported } from "./render/output.js";
 import { abortOnSignals } from "./signals.js";
 
 const context: CliContext = {
@@ -16,8 +17,7 @@ const args = process.argv.slice(2);
 try {
   await runProgram(args, context);
 } catch (error) {
-  process.stderr.write(
-    renderError(error, { json: args.includes("--json"), verbose: args.includes("--verbose") }),
-  );
+  const [json, verbose] = [args.includes("--json"), args.includes("--verbose")];
+  if (!isReported(error)) process.stderr.write(renderError(error, { json, verbose }));
   process.exitCode = exitCodeOf(error);
 }

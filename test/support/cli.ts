@@ -1,6 +1,5 @@
 import { spawn, type ChildProcessByStdio } from "node:child_process";
-import { createRequire } from "node:module";
-import { fileURLToPath, pathToFileURL } from "node:url";
+import { fileURLToPath } from "node:url";
 import type { Readable, Writable } from "node:stream";
 import { deferred, withDeadline, type Deferred } from "../../src/flow/index.js";
 import { isRecord, parseLine } from "./json-lines.js";
@@ -38,10 +37,9 @@ interface Waiter extends Deferred<CliEvent> {
   readonly matches: (event: CliEvent) => boolean;
 }
 
-const MAIN = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
-const TSX = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href;
+const MAIN = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
 
-/** Runs `tidemark <args>` from the sources to its end. Any exit code is an answer: the test says which it expects. */
+/** Runs `tidemark <args>` as it is built, to its end. Any exit code is an answer: the test says which it expects. */
 export async function runTidemark(args: readonly string[], options: CliOptions = {}): Promise<CliResult> {
   return startTidemark(args, options).ended;
 }
@@ -54,9 +52,9 @@ export async function tidemark(args: readonly string[], options: CliOptions = {}
   throw new Error(`\`tidemark ${args.join(" ")}\` ended with ${end}\n${result.stdout}${result.stderr}`);
 }
 
-/** Starts `tidemark <args>` from the sources: for tests that interrupt or kill it. */
+/** Starts `tidemark <args>`: for tests that interrupt or kill it. */
 export function startTidemark(args: readonly string[], options: CliOptions = {}): RunningTidemark {
-  const child = spawn(process.execPath, ["--import", TSX, MAIN, ...args], {
+  const child = spawn(process.execPath, [MAIN, ...args], {
     stdio: ["pipe", "pipe", "pipe"],
     timeout: options.deadline ?? 60_000,
     killSignal: "SIGKILL",

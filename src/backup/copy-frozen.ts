@@ -1,0 +1,119 @@
+import { messageOf } from "../errors/index.js";
+import { Budget, RateLimit } from "../flow/index.js";
+import type { FrozenPoint } from "../machine/index.js";
+import type { ImageWriter } from "../qcow2/index.js";
+import { Connections } from "./connections.js";
+import { copyDisk, measureCopy, UNIT_BYTES, type CopyResources } from "./disk-copy.js";
+import type { DiskMaps } from "./disk-maps.js";
+import type { DiskPlan } from "./disk-plan.js";
+import type { BackupObserver } from "./observer.js";
+import type { DiskShape } from "./plan.js";
+import type { CopiedDisk, PointImages } from "./point-images.js";
+
+/** Units of work in flight, for each worker: one compressed while the next is read. */
+const UNITS_PER_WORKER = 2;
+
+/** How a frozen point is copied. */
+export interface CopyOptions {
+  readonly signal: AbortSignal;
+  /** Worker threads. */
+  readonly workers: number;
+  /** zstd level, 1 to 19. */
+  readonly level: number;
+  /** Bytes a second. */
+  readonly bandwidth: number;
+  readonly observer: BackupObserver;
+}
+
+/**
+ * Copies all disks of a frozen point, side by side, and releases the point, whatever happens: the guest is free
+ * again when this returns or throws.
+ *
+ * @throws the first error of any disk, or what made the frozen point fail
+ */
+export async function copyFrozen(
+  frozen: FrozenPoint,
+  plans: readonly DiskPlan[],
+  images: PointImages,
+  options: CopyOptions,
+): Promise<CopiedDisk[]> {
+  const signal = AbortSignal.any([options.signal, frozen.failed]);
+  let connections: Connections | undefined;
+  let outcome: { readonly copied: CopiedDisk[] } | { readonly error: unknown };
+  try {
+    connections = await Connections.open(frozen, plans, options.workers, signal);
+    await connections.greet(options.level);
+    const copied = await copyAll(frozen, plans, images, connections, { ...options, signal });
+    await frozen.assertIntact();
+    outcome = { copied };
+  } catch (error) {
+    // What made the frozen point fail says more than what reading it met.
+    outcome = { error: frozen.failed.aborted ? frozen.failed.reason : error };
+  }
+  try {
+    await frozen.release(async () => connections?.close());
+  } catch (error) {
+    if ("copied" in outcome) throw error;
+    options.observer.warning?.(messageOf(error));
+  }
+  if ("error" in outcome) throw outcome.error;
+  return outcome.copied;
+}
+
+async function copyAll(
+  frozen: FrozenPoint,
+  plans: readonly DiskPlan[],
+  images: PointImages,
+  connections: Connections,
+  options: CopyOptions,
+): Promise<CopiedDisk[]> {
+  // The first error is the cause; the other disks stop because of it.
+  const stop = new AbortController();
+  const resources: CopyResources = {
+    reader: connections.reader,
+    inFlight: new Budget(options.workers * UNITS_PER_WORKER * UNIT_BYTES),
+    bandwidth: new RateLimit(options.bandwidth),
+    signal: AbortSignal.any([options.signal, stop.signal]),
+  };
+  const copying = plans.map(async (plan, index) => {
+    const maps = connections.maps[index];
+    const disk = frozen.disks[index];
+    if (maps === undefined || disk === undefined)
+      throw new RangeError(`disk "${plan.name}" is not connected`);
+    try {
+      const writer = await images.create(plan, { signal: options.signal });
+      const shape = { virtualSize: disk.virtualSize, clusterSize: plan.clusterSize };
+      return await copyOne({ plan, maps, writer, export: index, ...shape }, resources, options.observer);
+    } catch (error) {
+      stop.abort(error);
+      throw error;
+    }
+  });
+  const results = await Promise.allSettled(copying);
+  stop.signal.throwIfAborted();
+  return results.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
+}
+
+interface DiskJob extends DiskShape {
+  readonly plan: DiskPlan;
+  readonly maps: DiskMaps;
+  readonly writer: ImageWriter;
+  readonly export: number;
+}
+
+async function copyOne(
+  job: DiskJob,
+  resources: CopyResources,
+  observer: BackupObserver,
+): Promise<CopiedDisk> {
+  const { plan, maps, writer } = job;
+  const { signal } = resources;
+  const total = await measureCopy({ ...job, facts: (range) => maps.measure(range) }, signal);
+  const onProgress = (done: number): void => observer.progress?.({ disk: plan.name, done, total });
+  onProgress(0);
+  await copyDisk(
+    { ...job, storeZeroes: plan.base !== undefined, facts: (range) => maps.facts(range), onProgress },
+    resources,
+  );
+  return { plan, writer, dirtyBytes: await maps.dirtyBytes() };
+}

@@ -1,0 +1,101 @@
+import type { IoOptions } from "../bytes/index.js";
+import { DamageError } from "../errors/index.js";
+import {
+  chooseBases,
+  nameDisks,
+  type BaseChoice,
+  type MachineSource,
+  type SourceDisk,
+} from "../machine/index.js";
+import { newDiskToken, repositoryTag } from "../point/index.js";
+import {
+  DEFAULT_CLUSTER_SIZE,
+  type PointChain,
+  type PointManifest,
+  type Repository,
+} from "../repository/index.js";
+
+/** What an increment continues. */
+export interface Base {
+  /** Name of the bitmap that recorded since then. */
+  readonly bitmap: string;
+  /** Id of the checkpoint, and of its point. */
+  readonly checkpoint: string;
+  readonly parentVirtualSize: number;
+  /** The parent's disk, opened: its tables say where it holds data. */
+  readonly chain: PointChain;
+}
+
+/** What a backup does with one disk. */
+export interface DiskPlan {
+  readonly disk: SourceDisk;
+  /** The disk's name in the new point. */
+  readonly name: string;
+  readonly token: string;
+  readonly clusterSize: number;
+  /** Undefined: full. */
+  readonly base: Base | undefined;
+  /** Why it is full; null for an increment. */
+  readonly reason: string | null;
+}
+
+/** What the choice of bases depends on. */
+export interface PlanContext extends IoOptions {
+  readonly repository: Repository;
+  /** The machine's name in the repository. */
+  readonly machine: string;
+  readonly newest: PointManifest | undefined;
+  /** All disks full, because the user wants it. */
+  readonly full: boolean;
+}
+
+/** Decides for each disk: an increment of the newest checkpoint that can be trusted, or full, and why. */
+export async function planDisks(source: MachineSource, context: PlanContext): Promise<DiskPlan[]> {
+  const { repository, machine, newest, signal } = context;
+  const choices = await chooseBases(source.disks, {
+    repositoryTag: repositoryTag(repository.id),
+    clusterSize: DEFAULT_CLUSTER_SIZE,
+    catalogue: (id) => repository.point(machine, id, { signal }),
+    machineUuid: source.identity.uuid,
+    newest,
+  });
+  const names = nameDisks(source.disks, choices);
+  const plans: DiskPlan[] = [];
+  try {
+    for (const disk of source.disks) {
+      const choice = choices.get(disk) ?? { kind: "full", reason: "first backup of this disk" };
+      plans.push(await planDisk(disk, names.get(disk) ?? disk.name, choice, context));
+    }
+    return plans;
+  } catch (error) {
+    await closePlans(plans);
+    throw error;
+  }
+}
+
+/** Closes the parents' images. */
+export async function closePlans(plans: readonly DiskPlan[]): Promise<void> {
+  await Promise.all(plans.flatMap(({ base }) => base?.chain.close() ?? []));
+}
+
+async function planDisk(
+  disk: SourceDisk,
+  name: string,
+  choice: BaseChoice,
+  context: PlanContext,
+): Promise<DiskPlan> {
+  const plan = { disk, name, token: choice.token ?? newDiskToken(), clusterSize: DEFAULT_CLUSTER_SIZE };
+  const full = (reason: string): DiskPlan => ({ ...plan, base: undefined, reason });
+  if (choice.kind === "full") return full(choice.reason);
+  if (context.full) return full("asked for");
+  const { base: bitmap, checkpoint, parentDiskName, parentVirtualSize } = choice;
+  const { repository, machine, signal } = context;
+  try {
+    const chain = await repository.openChain(machine, checkpoint, parentDiskName, { signal });
+    return { ...plan, base: { bitmap, checkpoint, parentVirtualSize, chain }, reason: null };
+  } catch (error) {
+    // An increment of damaged images could not be restored; a full can.
+    if (error instanceof DamageError) return full(`parent damaged: ${error.message}`);
+    throw error;
+  }
+}

@@ -1,0 +1,74 @@
+import type { FrozenPoint, MachineIdentity } from "../machine/index.js";
+import type { ImageSummary } from "../qcow2/index.js";
+import { imageFileOf, MANIFEST_FORMAT, type DiskManifest, type PointManifest } from "../repository/index.js";
+import type { DiskPlan } from "./disk-plan.js";
+
+/** A disk whose image is finished. */
+export interface StoredDisk {
+  readonly plan: DiskPlan;
+  readonly summary: ImageSummary;
+  /** Bytes that the bitmap showed as changed; null in a full. */
+  readonly dirtyBytes: number | null;
+}
+
+/** What a manifest says besides its disks. */
+export interface PointFacts {
+  readonly id: string;
+  /** The machine's name in the repository. */
+  readonly machine: string;
+  readonly identity: MachineIdentity;
+  readonly frozen: Pick<FrozenPoint, "disks" | "frozenAt" | "state">;
+  /** The newest point so far, whatever its branch. */
+  readonly newest: string | undefined;
+  readonly name?: string | undefined;
+  readonly description?: string | undefined;
+  readonly tidemarkVersion: string;
+}
+
+/** The manifest of a point. */
+export function describePoint(facts: PointFacts, disks: readonly StoredDisk[]): PointManifest {
+  const { id, machine, identity, frozen, newest, name, description, tidemarkVersion } = facts;
+  return {
+    format: MANIFEST_FORMAT,
+    id,
+    machine: { name: machine, uuid: identity.uuid },
+    name: name ?? null,
+    description: description ?? null,
+    created: frozen.frozenAt.toISOString(),
+    state: frozen.state,
+    consistency: frozen.state === "shut off" ? "offline" : "crash",
+    parent: parentOf(disks) ?? newest ?? null,
+    versions: { tidemark: tidemarkVersion, qemu: identity.qemuVersion },
+    configuration: { ...identity.configuration },
+    disks: disks.map((disk, index) => describeDisk(disk, frozen.disks[index]?.bitmap ?? null)),
+  };
+}
+
+/** The point that this one continues: the newest that any disk is an increment of. */
+function parentOf(disks: readonly StoredDisk[]): string | undefined {
+  const bases = disks.flatMap(({ plan }) => plan.base?.checkpoint ?? []);
+  return bases.sort().at(-1);
+}
+
+function describeDisk({ plan, summary, dirtyBytes }: StoredDisk, bitmap: string | null): DiskManifest {
+  const { disk, name, token, clusterSize, base, reason } = plan;
+  return {
+    name,
+    token,
+    qdev: disk.qdev,
+    virtualSize: disk.virtualSize,
+    clusterSize,
+    kind: base === undefined ? "full" : "incremental",
+    reason,
+    parent: base?.checkpoint ?? null,
+    image: imageFileOf(name),
+    bytes: summary.length,
+    sha256: summary.sha256,
+    segments: summary.segments,
+    dataClusters: summary.dataClusters,
+    zeroClusters: summary.zeroClusters,
+    dirtyBytes,
+    garbageBytes: 0,
+    bitmap,
+  };
+}

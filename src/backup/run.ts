@@ -1,0 +1,150 @@
+import { availableParallelism } from "node:os";
+import type { IoOptions } from "../bytes/index.js";
+import { messageOf, UsageError } from "../errors/index.js";
+import {
+  openLiveMachine,
+  recover,
+  type Catalogue,
+  type LiveMachine,
+  type LiveMachineOptions,
+} from "../machine/index.js";
+import { newPointId, repositoryTag } from "../point/index.js";
+import type { MachineLock, PointManifest, Repository } from "../repository/index.js";
+import { connectionCount } from "./connections.js";
+import { copyFrozen } from "./copy-frozen.js";
+import { closePlans, planDisks, type DiskPlan } from "./disk-plan.js";
+import { describePoint } from "./manifest.js";
+import type { BackupObserver } from "./observer.js";
+import { PointImages } from "./point-images.js";
+
+/** Most workers that a backup uses by itself. */
+const DEFAULT_WORKERS = 4;
+/** zstd level. */
+const DEFAULT_LEVEL = 3;
+/** What to back up, where to, and how. */
+export interface BackupOptions extends IoOptions {
+  readonly repository: Repository;
+  /** The machine's name in the repository. */
+  readonly machine: string;
+  readonly source: Omit<LiveMachineOptions, "signal" | "lookOnly">;
+  /** All disks full. */
+  readonly full?: boolean | undefined;
+  /** A name for the point, unique within the machine, and words about it. */
+  readonly name?: string | undefined;
+  readonly description?: string | undefined;
+  /** zstd level, 1 to 19; default 3. */
+  readonly level?: number | undefined;
+  /** Worker threads; default one a core, at most 4. */
+  readonly workers?: number | undefined;
+  /** Bytes a second read from the machine; default no limit. */
+  readonly bandwidth?: number | undefined;
+  readonly scratchDirectory?: string | undefined;
+  /** Bytes. */
+  readonly scratchLimit?: number | undefined;
+  readonly socketDirectory?: string | undefined;
+  readonly observer?: BackupObserver | undefined;
+  /** Of this program, for the manifest. */
+  readonly tidemarkVersion: string;
+}
+
+/**
+ * Backs up a live machine: freezes all its disks at one moment, copies what changed since the newest checkpoint
+ * that can be trusted (per disk; else everything), and commits the point. When it fails, nothing is committed and
+ * the machine is left as it was, its checkpoints included.
+ *
+ * @returns the new point
+ * @throws {BusyError} when another run has the machine or its points
+ * @throws {UsageError} for wrong options and disks that are not there
+ */
+export async function backup(options: BackupOptions): Promise<PointManifest> {
+  const { repository, machine: name, source, signal } = options;
+  await using machine = await openLiveMachine({ ...source, signal });
+  await using lock = await repository.lockMachine(name, { signal });
+  const io = { signal: anySignal([signal, lock.lost]) };
+
+  await repository.collectGarbage(name, lock, io);
+  const { points } = await repository.survey(name, io);
+  requireFreeName(points, options.name);
+  const newest = points.at(-1);
+  const catalogue: Catalogue = (id) => repository.point(name, id, io);
+  await recover(machine, { checkpoints: { repositoryTag: repositoryTag(repository.id), catalogue }, ...io });
+
+  const plans = await planDisks(machine, {
+    ...{ repository, machine: name, newest, full: options.full ?? false },
+    ...io,
+  });
+  try {
+    for (const plan of plans) options.observer?.disk?.(announce(plan));
+    return await backupDisks(machine, lock, { plans, newest }, { ...options, ...io });
+  } finally {
+    await closePlans(plans);
+  }
+}
+
+/** From the freeze to the commit. */
+async function backupDisks(
+  machine: LiveMachine,
+  lock: MachineLock,
+  { plans, newest }: { readonly plans: readonly DiskPlan[]; readonly newest: PointManifest | undefined },
+  options: BackupOptions & { readonly signal: AbortSignal },
+): Promise<PointManifest> {
+  const { repository, machine: name, observer = {}, signal } = options;
+  const { level = DEFAULT_LEVEL, bandwidth = Infinity } = options;
+  const workers = options.workers ?? Math.min(availableParallelism(), DEFAULT_WORKERS);
+  const id = newPointId(new Date(), newest?.id);
+  const frozen = await machine.freeze(
+    {
+      checkpoint: id,
+      repositoryTag: repositoryTag(repository.id),
+      disks: plans.map((plan) => ({ ...plan, base: plan.base?.bitmap })),
+      scratchDirectory: options.scratchDirectory,
+      scratchLimit: options.scratchLimit,
+      socketDirectory: options.socketDirectory,
+      maxConnections: connectionCount(plans, workers),
+    },
+    { signal },
+  );
+  const images = new PointImages(repository, name, id);
+  try {
+    const copied = await copyFrozen(frozen, plans, images, { signal, workers, level, bandwidth, observer });
+    const disks = await images.finish(copied);
+    const facts = { ...options, id, machine: name, identity: machine.identity, frozen, newest: newest?.id };
+    const manifest = describePoint(facts, disks);
+    await repository.commitPoint(manifest, { fence: () => lock.verify({ signal }), signal });
+    await tidy("The point is stored; its base stays in the machine", observer, () => frozen.keep());
+    return manifest;
+  } catch (error) {
+    await tidy("Transient bitmaps stay in the machine", observer, () => frozen.drop());
+    await tidy("Unfinished images stay in the repository", observer, () => images.discard());
+    throw error;
+  }
+}
+
+/** Does what may fail without changing how the backup ends; the next run does it again. */
+async function tidy(what: string, observer: BackupObserver, action: () => Promise<void>): Promise<void> {
+  try {
+    await action();
+  } catch (error) {
+    observer.warning?.(`${what} until the next run: ${messageOf(error)}`);
+  }
+}
+
+function requireFreeName(points: readonly PointManifest[], name: string | undefined): void {
+  const holder = name === undefined ? undefined : points.find((point) => point.name === name);
+  if (holder === undefined) return;
+  throw new UsageError(`Point ${holder.id} has the name ${JSON.stringify(name)} already`, {
+    hint: "Choose another name",
+  });
+}
+
+function announce({ name, base, reason }: DiskPlan): {
+  name: string;
+  kind: "full" | "incremental";
+  reason: string | null;
+} {
+  return { name, kind: base === undefined ? "full" : "incremental", reason };
+}
+
+function anySignal(signals: readonly (AbortSignal | undefined)[]): AbortSignal {
+  return AbortSignal.any(signals.filter((signal) => signal !== undefined));
+}

@@ -1,0 +1,138 @@
+import type { Command } from "commander";
+import { backup, type BackupObserver } from "../../backup/index.js";
+import { formatSize } from "../../bytes/index.js";
+import { parseQmpAddress } from "../../qmp/index.js";
+import type { PointManifest } from "../../repository/index.js";
+import { diskArgument, integerArgument, rateArgument, sizeArgument } from "../arguments.js";
+import { runDirectory, withRepository, type CliContext, type CommonOptions } from "../context.js";
+import { withEvents, type EmitEvent } from "../render/output.js";
+import { pointView, storedBytes } from "../render/point.js";
+import { progressFor, type Progress } from "../render/progress.js";
+import { repositoryAt } from "../repository.js";
+import { VERSION } from "../version.js";
+
+interface BackupCommandOptions extends CommonOptions {
+  readonly repo?: string;
+  readonly machine: string;
+  readonly qmp: string;
+  readonly disk?: { device: string; name?: string }[];
+  readonly full?: boolean;
+  readonly name?: string;
+  readonly description?: string;
+  readonly scratch?: string;
+  readonly scratchLimit?: number;
+  readonly socketDir?: string;
+  readonly level: number;
+  readonly workers?: number;
+  readonly bandwidth?: number;
+  readonly allowUnguarded?: boolean;
+}
+
+export function declare(command: Command, context: CliContext): void {
+  withRepository(command)
+    .requiredOption("--machine <name>", "the machine's name in the repository")
+    .requiredOption("--qmp <socket>", "its QMP monitor: a unix socket, or tcp:host:port")
+    .option(
+      "--disk <device[=name]>",
+      "only this disk, by device id, drive id, node or qdev; repeatable",
+      diskArgument,
+    )
+    .option("--full", "read everything, start a new chain")
+    .option("--name <text>", "a name for the point, unique within the machine")
+    .option("--description <text>", "words about it")
+    .option("--level <1..19>", "zstd compression level", integerArgument(1, 19), 3)
+    .option("--workers <n>", "worker threads (default: cores, at most 4)", integerArgument(1, 64))
+    .option("--bandwidth <rate>", "bytes a second read from the machine, e.g. 100MiB/s", rateArgument)
+    .option("--scratch <dir>", "where old data goes meanwhile (default: beside each disk's image)")
+    .option(
+      "--scratch-limit <size>",
+      "end the backup rather than use more (default: half the free space)",
+      sizeArgument,
+    )
+    .option("--socket-dir <dir>", "where the directory of the NBD socket is made")
+    .option("--allow-unguarded", "accept disks in iothreads, which a killed backup would take down")
+    .addHelpText(
+      "after",
+      `
+EXAMPLES
+  tidemark backup --repo /backup --machine web --qmp /run/vm/web.qmp
+  tidemark backup --repo /backup --machine db --qmp /run/vm/db.qmp --disk vda=root --disk vdb=data --level 1`,
+    )
+    .action(async (options: BackupCommandOptions) => {
+      await withEvents(
+        context,
+        options,
+        (emit) => run(options, context, emit),
+        (point) => ({ point: pointView(point, true) }),
+      );
+    });
+}
+
+async function run(
+  options: BackupCommandOptions,
+  context: CliContext,
+  emit: EmitEvent,
+): Promise<PointManifest> {
+  const address = parseQmpAddress(options.qmp);
+  const repository = await repositoryAt(options, context);
+  const progress = progressFor(context, options, emit);
+  const started = performance.now();
+  try {
+    const point = await backup({
+      repository,
+      machine: options.machine,
+      source: {
+        address,
+        runDirectory: runDirectory(context),
+        select: options.disk,
+        allowUnguarded: options.allowUnguarded,
+      },
+      full: options.full,
+      name: options.name,
+      description: options.description,
+      level: options.level,
+      workers: options.workers,
+      bandwidth: options.bandwidth,
+      scratchDirectory: options.scratch,
+      scratchLimit: options.scratchLimit,
+      socketDirectory: options.socketDir,
+      tidemarkVersion: VERSION,
+      signal: context.signal,
+      observer: observerFor(options, context, emit, progress),
+    });
+    progress.stop();
+    if (options.json !== true && options.quiet !== true) {
+      context.stdout.write(summarize(point, (performance.now() - started) / 1000));
+    }
+    return point;
+  } finally {
+    progress.stop();
+  }
+}
+
+function observerFor(
+  options: BackupCommandOptions,
+  context: CliContext,
+  emit: EmitEvent,
+  progress: Progress,
+): BackupObserver {
+  return {
+    disk: (disk) => {
+      emit({ event: "disk", ...disk });
+      if (options.json === true || options.quiet === true) return;
+      const why = disk.reason === null ? "" : `: ${disk.reason}`;
+      context.stderr.write(`${disk.name}: ${disk.kind}${why}\n`);
+    },
+    progress: (event) => progress.update(event),
+    warning: (message) => {
+      emit({ event: "warning", message });
+      if (options.json !== true) context.stderr.write(`tidemark: warning: ${message}\n`);
+    },
+  };
+}
+
+function summarize(point: PointManifest, seconds: number): string {
+  const data = point.disks.reduce((sum, disk) => sum + disk.dataClusters * disk.clusterSize, 0);
+  const size = `${formatSize(data)} of data, ${formatSize(storedBytes(point))} stored`;
+  return `${point.machine.name}@${point.id}: ${size}, ${seconds.toFixed(1)} s\n`;
+}

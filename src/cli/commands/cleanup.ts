@@ -1,0 +1,72 @@
+import type { Command } from "commander";
+import { UsageError } from "../../errors/index.js";
+import { leftoverLines } from "../../inspect/index.js";
+import { openLiveMachine, recover } from "../../machine/index.js";
+import { repositoryTag } from "../../point/index.js";
+import { parseQmpAddress } from "../../qmp/index.js";
+import { runDirectory, withRepository, type CliContext, type CommonOptions } from "../context.js";
+import { report } from "../render/output.js";
+import { repositoryAt } from "../repository.js";
+
+interface CleanupOptions extends CommonOptions {
+  readonly repo?: string;
+  readonly qmp: string;
+  readonly machine?: string;
+  readonly dryRun?: boolean;
+  readonly unknownRuns?: boolean;
+}
+
+export function declare(command: Command, context: CliContext): void {
+  withRepository(command)
+    .requiredOption("--qmp <socket>", "the machine's QMP monitor")
+    .option("--machine <name>", "its name in the repository: lets the repository decide about bitmaps")
+    .option("--dry-run", "only list what would be removed")
+    .option("--unknown-runs", "also what belongs to runs that nothing is known of: only when none is alive")
+    .addHelpText(
+      "after",
+      `
+EXAMPLES
+  tidemark cleanup --qmp /run/vm/web.qmp --dry-run
+  tidemark cleanup --qmp /run/vm/web.qmp --machine web --repo /backup`,
+    )
+    .action(async (options: CleanupOptions) => {
+      await cleanUp(options, context);
+    });
+}
+
+async function cleanUp(options: CleanupOptions, context: CliContext): Promise<void> {
+  const { machine: name, dryRun = false } = options;
+  const { signal } = context;
+  const address = parseQmpAddress(options.qmp);
+  const isNamed = options.repo !== undefined || context.environment["TIDEMARK_REPO"] !== undefined;
+  if (name === undefined && options.repo !== undefined) {
+    throw new UsageError("--repo says nothing without the machine's name in it", {
+      hint: "Give --machine, too",
+    });
+  }
+  const repository = name !== undefined && isNamed ? await repositoryAt(options, context) : undefined;
+  await using machine = await openLiveMachine({
+    address,
+    runDirectory: runDirectory(context),
+    lookOnly: dryRun,
+    signal,
+  });
+  const leftovers = await recover(machine, {
+    dryRun,
+    unknownRuns: options.unknownRuns === true ? "clean" : "refuse",
+    checkpoints:
+      repository === undefined || name === undefined
+        ? undefined
+        : {
+            repositoryTag: repositoryTag(repository.id),
+            catalogue: (id) => repository.point(name, id, { signal }),
+          },
+    signal,
+  });
+  const lines = leftoverLines(leftovers);
+  report(context, options, { dryRun, removed: lines }, () => {
+    if (lines.length === 0) return "Nothing is left of dead runs\n";
+    const verb = dryRun ? "Would remove" : "Removed";
+    return lines.map(({ kind, name: what }) => `${verb} ${kind} ${what}\n`).join("");
+  });
+}

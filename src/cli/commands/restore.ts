@@ -1,0 +1,129 @@
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { Option, type Command } from "commander";
+import { formatSize } from "../../bytes/index.js";
+import { UsageError } from "../../errors/index.js";
+import type { Extent } from "../../extent/index.js";
+import type { PointManifest } from "../../repository/index.js";
+import {
+  restore,
+  TARGET_FORMATS,
+  type RestoreDisk,
+  type RestoreResult,
+  type TargetFormat,
+} from "../../restore/index.js";
+import { integerArgument, rangeArgument, rateArgument, timeArgument } from "../arguments.js";
+import { withRepository, type CliContext, type CommonOptions } from "../context.js";
+import { withEvents, type EmitEvent } from "../render/output.js";
+import { progressFor } from "../render/progress.js";
+import { pointAt, repositoryAt } from "../repository.js";
+
+interface RestoreCommandOptions extends CommonOptions {
+  readonly repo?: string;
+  readonly at?: Date;
+  readonly disk?: string;
+  readonly to?: string;
+  readonly toDir?: string;
+  readonly format: TargetFormat;
+  readonly range?: Extent;
+  readonly force?: boolean;
+  readonly workers?: number;
+  readonly bandwidth?: number;
+}
+
+export function declare(command: Command, context: CliContext): void {
+  withRepository(command.argument("<machine[@point]>", "an id, a prefix of one, a name, latest, latest~N"))
+    .option("--at <time>", "the newest point at or before this time", timeArgument)
+    .option("--disk <name>", "the disk to restore (not needed if there is only one)")
+    .option("--to <target>", "a file, or - for standard output (raw)")
+    .addOption(
+      new Option("--to-dir <dir>", "all disks, as <dir>/<disk>.<format>").conflicts(["disk", "to", "range"]),
+    )
+    .addOption(new Option("--format <format>", "of the target").choices(TARGET_FORMATS).default("raw"))
+    .option("--range <offset:length>", "only these bytes of the disk", rangeArgument)
+    .option("--force", "replace a target that exists")
+    .option("--workers <n>", "worker threads (default: cores)", integerArgument(1, 64))
+    .option("--bandwidth <rate>", "bytes a second, e.g. 100MiB/s", rateArgument)
+    .addHelpText(
+      "after",
+      `
+EXAMPLES
+  tidemark restore web@latest~1 --repo /backup --disk vda --to vda.raw
+  tidemark restore web --repo /backup --at 2026-11-20T06:00:00Z --to-dir /restore --format qcow2`,
+    )
+    .action(async (reference: string, options: RestoreCommandOptions) => {
+      await withEvents(
+        context,
+        options,
+        (emit) => run(reference, options, context, emit),
+        (result) => ({ ...result }),
+      );
+    });
+}
+
+async function run(
+  reference: string,
+  options: RestoreCommandOptions,
+  context: CliContext,
+  emit: EmitEvent,
+): Promise<RestoreResult> {
+  if (options.to === "-" && options.json === true) {
+    throw new UsageError("--json and a restore to standard output cannot go together", {
+      hint: "Restore to a file",
+    });
+  }
+  const repository = await repositoryAt(options, context);
+  const { point } = await pointAt(repository, reference, options, context);
+  const disks = await chooseTargets(point, options, context);
+  const progress = progressFor(context, options, emit);
+  try {
+    const result = await restore({
+      repository,
+      machine: point.machine.name,
+      point: point.id,
+      disks,
+      format: options.format,
+      range: options.range,
+      force: options.force,
+      workers: options.workers,
+      bandwidth: options.bandwidth,
+      signal: context.signal,
+      observer: { progress: (event) => progress.update(event) },
+    });
+    progress.stop();
+    if (options.json !== true && options.quiet !== true && options.to !== "-") {
+      for (const { name, target, bytes } of result.disks) {
+        context.stdout.write(
+          `${name} of ${result.machine}@${result.point}: ${formatSize(bytes)} to ${target}\n`,
+        );
+      }
+    }
+    return result;
+  } finally {
+    progress.stop();
+  }
+}
+
+async function chooseTargets(
+  point: PointManifest,
+  options: RestoreCommandOptions,
+  context: CliContext,
+): Promise<RestoreDisk[]> {
+  const { toDir, to, format } = options;
+  if (toDir !== undefined) {
+    await mkdir(toDir, { recursive: true });
+    return point.disks.map(({ name }) => ({ name, to: { path: join(toDir, `${name}.${format}`) } }));
+  }
+  if (to === undefined) {
+    throw new UsageError("No target was given", {
+      hint: "Give --to FILE for one disk, or --to-dir DIR for all",
+    });
+  }
+  const [only, ...others] = point.disks;
+  const name = options.disk ?? (others.length === 0 ? only?.name : undefined);
+  if (name === undefined) {
+    const names = point.disks.map((disk) => disk.name).join(", ");
+    throw new UsageError("The point has more than one disk", { hint: `Name one with --disk: ${names}` });
+  }
+  return [{ name, to: to === "-" ? { stream: context.stdout } : { path: to } }];
+}

@@ -1,0 +1,115 @@
+import type { IoOptions } from "../bytes/index.js";
+import {
+  chooseBases,
+  nameDisks,
+  openLiveMachine,
+  recover,
+  type BaseChoice,
+  type LiveMachine,
+  type MachineIdentity,
+  type SourceBitmap,
+  type SourceDisk,
+} from "../machine/index.js";
+import { parseBitmapName, repositoryTag } from "../point/index.js";
+import type { QmpAddress } from "../qmp/index.js";
+import { currentPoint, DEFAULT_CLUSTER_SIZE, type Repository } from "../repository/index.js";
+import { leftoverLines, type LeftoverLine } from "./leftovers.js";
+
+/** A checkpoint that a disk carries. */
+export interface CheckpointStatus {
+  readonly id: string;
+  /** First 8 hex digits of the repository that it belongs to. */
+  readonly repository: string;
+  /** Name of the third party whose checkpoint it is; null for tidemark's own. */
+  readonly consumer: string | null;
+  readonly dirtyBytes: number;
+  readonly state: "recording" | "inconsistent" | "not recording" | "in use" | "read-only";
+}
+
+/** A disk as QEMU has it, and what its next backup will be. */
+export interface DiskStatus {
+  readonly name: string;
+  readonly qdev: string | null;
+  readonly node: string;
+  readonly virtualSize: number;
+  readonly checkpoints: readonly CheckpointStatus[];
+  /** null when no repository was named. */
+  readonly next: { readonly kind: "full" | "incremental"; readonly reason: string | null } | null;
+}
+
+/** What QEMU carries. */
+export interface MachineStatus {
+  readonly machine: Pick<MachineIdentity, "name" | "uuid" | "state"> & { readonly qemu: string };
+  readonly disks: readonly DiskStatus[];
+  /** Disks that cannot be backed up. */
+  readonly refused: readonly { readonly name: string; readonly reason: string }[];
+  readonly leftovers: readonly LeftoverLine[];
+}
+
+/** What to look at. */
+export interface InspectOptions extends IoOptions {
+  readonly address: QmpAddress;
+  readonly runDirectory: string;
+  /** The machine in its repository: without it nobody can tell what the next backup will do. */
+  readonly catalogue?: { readonly repository: Repository; readonly machine: string } | undefined;
+}
+
+/** Looks at a machine: what QEMU carries, what dead runs left, what the next backup would do. Changes nothing. */
+export async function inspectMachine(options: InspectOptions): Promise<MachineStatus> {
+  const { address, runDirectory, signal } = options;
+  await using machine = await openLiveMachine({ address, runDirectory, lookOnly: true, signal });
+  const choices = await choose(machine, options);
+  const names = nameDisks(machine.disks, choices ?? new Map());
+  const { name, uuid, state, qemuVersion } = machine.identity;
+  return {
+    machine: { name, uuid, state, qemu: qemuVersion },
+    disks: machine.disks.map((disk) => describeDisk(disk, names.get(disk) ?? disk.name, choices?.get(disk))),
+    refused: machine.refused.map((disk) => ({
+      name: disk.deviceId ?? disk.driveId ?? disk.qdev ?? "(unnamed)",
+      reason: disk.reason,
+    })),
+    leftovers: leftoverLines(await recover(machine, { dryRun: true, signal })),
+  };
+}
+
+async function choose(
+  machine: LiveMachine,
+  { catalogue, signal }: InspectOptions,
+): Promise<Map<SourceDisk, BaseChoice> | undefined> {
+  if (catalogue === undefined) return undefined;
+  const { repository, machine: name } = catalogue;
+  const { points } = await repository.survey(name, { signal });
+  return await chooseBases(machine.disks, {
+    repositoryTag: repositoryTag(repository.id),
+    clusterSize: DEFAULT_CLUSTER_SIZE,
+    catalogue: (id) => repository.point(name, id, { signal }),
+    machineUuid: machine.identity.uuid,
+    newest: currentPoint(points),
+  });
+}
+
+function describeDisk(disk: SourceDisk, name: string, choice: BaseChoice | undefined): DiskStatus {
+  return {
+    name,
+    qdev: disk.qdev,
+    node: disk.node,
+    virtualSize: disk.virtualSize,
+    checkpoints: disk.bitmaps.flatMap((bitmap) => {
+      const identity = parseBitmapName(bitmap.name);
+      if (identity === undefined) return [];
+      const { checkpoint: id, repository } = identity;
+      return [{ id, repository, consumer: null, dirtyBytes: bitmap.dirtyBytes, state: stateOf(bitmap) }];
+    }),
+    next:
+      choice === undefined
+        ? null
+        : { kind: choice.kind, reason: choice.kind === "full" ? choice.reason : null },
+  };
+}
+
+function stateOf(bitmap: SourceBitmap): CheckpointStatus["state"] {
+  if (bitmap.inconsistent) return "inconsistent";
+  if (bitmap.readOnly) return "read-only";
+  if (bitmap.busy) return "in use";
+  return bitmap.recording ? "recording" : "not recording";
+}
