@@ -133,6 +133,9 @@ function validate(what: string, options: NegotiateOptions): void {
   if (!(requestSize >= MIN_REQUEST_SIZE && requestSize <= MAX_REQUEST_SIZE)) {
     throw new UsageError(`${what}: requests of ${requestSize} bytes, 256 KiB to 1 MiB are allowed`);
   }
+  for (const time of [options.timeoutMs, options.requestTimeoutMs]) {
+    if (time !== undefined && !(time > 0)) throw new UsageError(`${what}: ${time} ms is not a time-out`);
+  }
 }
 
 async function shakeHands(socket: NbdSocket, what: string, options: NegotiateOptions): Promise<NbdClient> {

@@ -11,6 +11,8 @@ import type { NbdSocket, Receiver } from "./socket.js";
  */
 export const MAX_IN_FLIGHT = 16;
 
+/** A timer as late as this tells of a process that was held up. */
+const HELD_UP_MS = 1000;
 /** Longer timers fire at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
@@ -210,13 +212,14 @@ export class Transmission implements Receiver, ReplyContext {
 
   /** One timer for all requests: looks at the oldest one when that would be overdue. */
   #watch(delay: number): void {
-    this.#timer = setTimeout(
-      () => {
-        // Replies that came while this process was held up are read before the immediate: they count.
-        setImmediate(() => this.#checkOldest());
-      },
-      Math.min(delay, MAX_TIMER_MS),
-    );
+    const wait = Math.min(delay, MAX_TIMER_MS);
+    const due = performance.now() + wait;
+    this.#timer = setTimeout(() => {
+      // A timer that is late means that this process was held up (suspended, busy): the answers may lie in the
+      // socket, unread through no fault of the server.
+      if (performance.now() - due > HELD_UP_MS) this.#watch(this.#options.requestTimeoutMs);
+      else this.#checkOldest();
+    }, wait);
   }
 
   #checkOldest(): void {

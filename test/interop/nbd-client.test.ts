@@ -1,3 +1,5 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readFile, truncate, writeFile } from "node:fs/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { KiB, MiB, TiB } from "../../src/bytes/index.js";
@@ -7,10 +9,13 @@ import {
   dirtyBitmapContext,
   listExports,
   NBD_STATE_DIRTY,
+  negotiate,
+  openSocket,
   parseNbdUri,
   type BlockRun,
   type NbdClient,
 } from "../../src/nbd/index.js";
+import { FakeNbdServer } from "../support/fake-nbd-server.js";
 import { createImage, qemuIo, writeNoise } from "../support/image.js";
 import {
   startNbdkit,
@@ -406,5 +411,62 @@ describe("connect() to what is not there", () => {
       code: expect.stringMatching(/^TM_NBD_(EOF|CONNECTION)$/) as string,
     });
     expect(client.pending).toBe(0);
+  });
+
+  it("does not blame a server for the time in which this process was held up", async () => {
+    await using server = await startQemuNbd({ image: noise, format: "raw", exportName: "sda" });
+    const client = await connect(server.address, { exportName: "sda", requestTimeoutMs: 200 });
+    const target = Buffer.alloc(NOISE_SIZE);
+    const reading = client.read(0, target);
+    // Blocks the thread, event loop and all, for longer than the time-out.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1500);
+    await reading;
+    expect(target.equals(await readFile(noise))).toBe(true);
+    await client.close();
+  });
+
+  it("ends every request when the server is stopped and not dead: TM_NBD_TIMEOUT", async () => {
+    await using server = await startQemuNbd({ image: noise, format: "raw", exportName: "sda" });
+    const client = await connect(server.address, { exportName: "sda", requestTimeoutMs: 300 });
+    process.kill(server.pid, "SIGSTOP");
+    await expect(client.read(0, Buffer.alloc(NOISE_SIZE))).rejects.toMatchObject({ code: "TM_NBD_TIMEOUT" });
+    expect(client.pending).toBe(0);
+    await expect(connect(server.address, { exportName: "sda", timeoutMs: 300 })).rejects.toMatchObject({
+      code: "TM_NBD_TIMEOUT",
+    });
+  });
+});
+
+describe("openSocket()", () => {
+  it("gives a descriptor whose duplicate keeps the connection when the client is destroyed", async () => {
+    const ended: number[] = [];
+    let connections = 0;
+    await using server = await FakeNbdServer.start(async (peer) => {
+      connections += 1;
+      const number = connections;
+      await peer.handshake();
+      await peer.untilClosed();
+      ended.push(number);
+    });
+    const socket = await openSocket(server.address);
+    // cat holds the duplicate until its standard input ends.
+    const holder = spawn("cat", [], { stdio: ["pipe", "ignore", "ignore", socket.fd] });
+    await once(holder, "spawn");
+    const client = await negotiate(socket, { exportName: "sda" });
+    const reading = client.read(0, Buffer.alloc(512));
+    client.destroy();
+    await expect(reading).rejects.toMatchObject({ code: "TM_NBD_CLOSED" });
+    expect(socket.fd).toBeUndefined();
+    // Another connection comes and goes meanwhile: the server would have seen the first one's end by then.
+    const second = await connect(server.address, { exportName: "sda" });
+    await second.close();
+    while (ended.length === 0) await new Promise((resolve) => setImmediate(resolve));
+    expect(ended).toEqual([2]);
+
+    const exited = once(holder, "exit");
+    holder.stdin?.end();
+    await exited;
+    await server.played();
+    expect(ended).toEqual([2, 1]);
   });
 });
