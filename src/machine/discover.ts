@@ -43,9 +43,8 @@ export async function discover(qmp: QmpClient, options: IoOptions = {}): Promise
     qmp.execute("x-debug-query-block-graph", undefined, options),
     hiddenDevices(qmp, options),
   ]);
-  const found = await Promise.all(
-    devices.map((device) => inspectDisk(qmp, device, new NodeGraph(nodes, graph), options)),
-  );
+  const nodeGraph = new NodeGraph(nodes, graph);
+  const found = await Promise.all(devices.map((device) => inspectDisk(qmp, device, nodeGraph, options)));
   const writable = found.filter((disk) => disk !== undefined);
   const disks = writable.filter((disk) => !PASS_THROUGH.has(disk.deviceType));
   const names = suggestNames(disks);

@@ -75,10 +75,15 @@ export async function startServer(qmp: QmpClient, path: string, maxConnections: 
   try {
     await qmp.execute("nbd-server-start", { addr, "max-connections": maxConnections });
   } catch (error) {
+    if (!(error instanceof QmpCommandError)) throw error;
     // There is no query for a server without exports, and all errors are of one class: the text has to do.
-    const isRunning = error instanceof QmpCommandError && /already running/i.test(error.description);
-    if (isRunning) throw new ForeignServerError("it serves nothing at present", { cause: error });
-    throw error;
+    if (/already running/i.test(error.description)) {
+      throw new ForeignServerError("it serves nothing at present", { cause: error });
+    }
+    throw new TidemarkError("TM_NBD_SERVER", `Start QEMU's NBD server at ${path}: ${error.description}`, {
+      cause: error,
+      hint: "QEMU's user must be able to reach that directory; name another with --socket-dir",
+    });
   }
 }
 

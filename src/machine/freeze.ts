@@ -4,6 +4,7 @@ import { TeardownError } from "./errors.js";
 import { exportDisk, prepareSocketPath, startServer } from "./export.js";
 import { stateOf } from "./identity.js";
 import { LiveFrozenPoint } from "./frozen-point.js";
+import { reach } from "./reach.js";
 import type { Run } from "./run.js";
 import { ScratchLimit } from "./scratch-limit.js";
 import { createScratch, placeScratch, type Scratch } from "./scratch.js";
@@ -116,17 +117,18 @@ async function serve({ qmp, run, request, signal }: LiveFreeze, progress: Progre
 
 /** Undoes a freeze that failed, new bitmaps included: nothing was read from it. @returns what to throw */
 async function undo(freeze: LiveFreeze, progress: Progress, error: unknown): Promise<unknown> {
-  const { qmp, run, request, onEnd } = freeze;
+  const { qmp, address, run, request, onEnd } = freeze;
   try {
+    await using reached = await reach(qmp, address);
     const { socketPath, files } = progress;
-    await tearDown(qmp, { run: run.id, socketPath, files });
-    if (progress.isFrozen) {
+    await tearDown(reached.qmp, { run: run.id, socketPath, files });
+    if (progress.isFrozen && reached.qmp !== undefined) {
       const { repositoryTag: repository, checkpoint } = request;
       const made = request.disks.flatMap(({ disk: { node }, token }, number) => [
         { node, name: formatBitmapName({ repository, checkpoint, token }) },
         { node, name: formatRunObject({ run: run.id, disk: number, kind: "tmp" }) },
       ]);
-      await removeBitmaps(qmp, made);
+      await removeBitmaps(reached.qmp, made);
     }
     onEnd(true);
     return error;

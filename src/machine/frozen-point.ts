@@ -1,8 +1,7 @@
 import type { IoOptions } from "../bytes/index.js";
-import { ConnectionError, NotFoundError } from "../errors/index.js";
 import { formatRunObject } from "../point/index.js";
-import { QmpClient, type QmpAddress } from "../qmp/index.js";
 import type { LiveFreeze } from "./freeze.js";
+import { reach } from "./reach.js";
 import type { FreezeRequest, FrozenDisk, FrozenPoint, KeepOptions, MachineState } from "./source.js";
 import { removeBitmaps, tearDown } from "./teardown.js";
 import { INTACT_STATES, lost, type Watchdog } from "./watchdog.js";
@@ -65,8 +64,12 @@ export class LiveFrozenPoint implements FrozenPoint {
     watchdog.stop();
     let isClean = false;
     try {
-      await using connection = await reach(qmp, address, closeConnections);
-      await tearDown(connection.qmp, { ...plan, run: run.id, closeConnections });
+      await using reached = await reach(qmp, address).catch(async (error: unknown) => {
+        // Nothing can be taken down now: at least this process lets go.
+        await closeConnections();
+        throw error;
+      });
+      await tearDown(reached.qmp, { ...plan, run: run.id, closeConnections });
       isClean = true;
     } finally {
       onEnd(isClean);
@@ -88,38 +91,5 @@ export class LiveFrozenPoint implements FrozenPoint {
 
   #requested(): FreezeRequest["disks"] {
     return this.#parts.request.disks;
-  }
-}
-
-interface Reached extends AsyncDisposable {
-  /** undefined: QEMU is gone. */
-  readonly qmp: QmpClient | undefined;
-}
-
-/**
- * The connection if it still works, else a new one: QEMU may live although its monitor hung up on us. Nothing
- * listening any more says that QEMU is gone.
- */
-async function reach(
-  qmp: QmpClient,
-  address: QmpAddress,
-  closeConnections: () => Promise<void>,
-): Promise<Reached> {
-  try {
-    await qmp.execute("query-version");
-    return { qmp, [Symbol.asyncDispose]: () => Promise.resolve() };
-  } catch (error) {
-    if (!(error instanceof ConnectionError)) throw error;
-  }
-  try {
-    const again = await QmpClient.connect(address);
-    return { qmp: again, [Symbol.asyncDispose]: () => again.close() };
-  } catch (error) {
-    if (!(error instanceof NotFoundError)) {
-      // Nothing can be taken down now: at least this process lets go.
-      await closeConnections();
-      throw error;
-    }
-    return { qmp: undefined, [Symbol.asyncDispose]: () => Promise.resolve() };
   }
 }

@@ -10,7 +10,6 @@ const FILTERED_CHILD: ReadonlyMap<string, string> = new Map([
   ["preallocate", "file"],
   ["blkdebug", "image"],
   ["blklogwrites", "file"],
-  ["blkverify", "test"],
   ["copy-on-read", "file"],
   ["copy-before-write", "file"],
   ["mirror_top", "backing"],

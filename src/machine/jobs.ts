@@ -1,6 +1,6 @@
 import type { IoOptions } from "../bytes/index.js";
 import { TidemarkError } from "../errors/index.js";
-import type { EventWatch, QmpClient } from "../qmp/index.js";
+import type { DriverOptions, EventWatch, QmpClient } from "../qmp/index.js";
 
 /** How long QEMU may take to end a job, in milliseconds. */
 const JOB_DEADLINE = 60_000;
@@ -15,11 +15,11 @@ const JOB_DEADLINE = 60_000;
 export async function runJob(
   qmp: QmpClient,
   id: string,
-  image: { readonly driver: string },
+  image: DriverOptions,
   options: IoOptions = {},
 ): Promise<void> {
   using watch = watchJob(qmp, id);
-  await qmp.execute("blockdev-create", { "job-id": id, options: { ...image } }, options);
+  await qmp.execute("blockdev-create", { "job-id": id, options: image }, options);
   await waitConcluded(qmp, id, watch, options);
   const error = (await qmp.execute("query-jobs")).find((job) => job.id === id)?.error;
   await qmp.execute("job-dismiss", { id });

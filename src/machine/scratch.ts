@@ -3,7 +3,7 @@ import { dirname, join } from "node:path";
 import type { IoOptions } from "../bytes/index.js";
 import { TidemarkError, UsageError } from "../errors/index.js";
 import { formatRunObject } from "../point/index.js";
-import type { QmpClient } from "../qmp/index.js";
+import type { DriverOptions, QmpClient } from "../qmp/index.js";
 import { runJob } from "./jobs.js";
 import type { FreezeRequest, SourceDisk } from "./source.js";
 
@@ -47,15 +47,15 @@ export async function createScratch(
   options: IoOptions = {},
 ): Promise<void> {
   const name = (kind: "scr" | "file" | "new"): string => formatRunObject({ run, disk: number, kind });
-  const create = (image: { driver: string }): Promise<void> => runJob(qmp, name("new"), image, options);
-  const add = (node: { driver: string; "node-name": string }): Promise<undefined> =>
+  const create = (image: DriverOptions): Promise<void> => runJob(qmp, name("new"), image, options);
+  const add = (node: DriverOptions & { "node-name": string }): Promise<undefined> =>
     qmp.execute("blockdev-add", node, options);
 
-  await create({ driver: "file", filename: file, size: 0 } as { driver: string });
+  await create({ driver: "file", filename: file, size: 0 });
   await hideFromOthers(file);
-  await add({ driver: "file", "node-name": name("file"), filename: file } as never);
-  await create({ driver: "qcow2", file: name("file"), size: disk.virtualSize } as { driver: string });
-  await add({ driver: "qcow2", "node-name": name("scr"), file: name("file"), backing: disk.node } as never);
+  await add({ driver: "file", "node-name": name("file"), filename: file });
+  await create({ driver: "qcow2", file: name("file"), size: disk.virtualSize });
+  await add({ driver: "qcow2", "node-name": name("scr"), file: name("file"), backing: disk.node });
 }
 
 /** Bytes free for us on the file system of a directory. */
@@ -65,7 +65,7 @@ export async function freeSpace(directory: string): Promise<number> {
 }
 
 function besideImage(disk: SourceDisk): string {
-  if (disk.imageFile !== null && !disk.imageFile.startsWith("/dev/")) return dirname(disk.imageFile);
+  if (disk.imageFile !== null) return dirname(disk.imageFile);
   throw new UsageError(
     `Place the scratch file of disk ${disk.name}: its image is no file with a known path`,
     {

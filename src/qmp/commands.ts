@@ -49,7 +49,7 @@ export type TransactionAction =
   | { readonly type: "blockdev-backup"; readonly data: Backup };
 
 /** Options of a node or of an image; drivers have too many to name here. */
-type DriverOptions = Readonly<Record<string, unknown>> & { readonly driver: string };
+export type DriverOptions = Readonly<Record<string, unknown>> & { readonly driver: string };
 
 interface Command<Arguments, Result> {
   readonly decode: (value: unknown) => Result;

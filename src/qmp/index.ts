@@ -11,7 +11,13 @@
  */
 export { formatQmpAddress, parseQmpAddress, type QmpAddress } from "./address.js";
 export { QmpClient, type ConnectOptions, type ExecuteOptions } from "./client.js";
-export type { CommandArguments, CommandName, CommandResult, TransactionAction } from "./commands.js";
+export type {
+  CommandArguments,
+  CommandName,
+  CommandResult,
+  DriverOptions,
+  TransactionAction,
+} from "./commands.js";
 export {
   QmpBusyError,
   QmpClosedError,

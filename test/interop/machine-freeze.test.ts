@@ -1,6 +1,8 @@
-import { readdir } from "node:fs/promises";
+import { readdir, stat } from "node:fs/promises";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { SnapshotLostError } from "../../src/machine/index.js";
+import { QmpClosedError } from "../../src/qmp/index.js";
 import { compareImages, createImage } from "../support/image.js";
 import { startMachine } from "../support/qemu.js";
 import { QmpProxy } from "../support/qmp-proxy.js";
@@ -143,6 +145,51 @@ describe("LiveMachine.freeze()", () => {
       hook.remove();
       expect(await residueOf(vm.monitor)).toEqual(NOTHING);
     }
+  });
+});
+
+describe("FreezeRequest.beforeFreeze", () => {
+  it("sees scratch and socket that strangers cannot open, and its failure leaves nothing", async () => {
+    await using directory = await temporaryDirectory();
+    await using vm = await startMachine({ disks: await twoDisks(directory), guest: "none" });
+    await using machine = await openMachine(vm.qmp, directory.file("run"));
+    const modes: string[] = [];
+    const look = async (): Promise<void> => {
+      for (const place of [directory.path, vm.directory]) {
+        const names = (await readdir(place)).filter((name) => name.startsWith("tm-"));
+        for (const name of names) modes.push(((await stat(join(place, name))).mode & 0o777).toString(8));
+      }
+      throw new Error("the guest does not freeze");
+    };
+    const request = freezeRequest(machine.disks, { beforeFreeze: look });
+    await expect(machine.freeze(request)).rejects.toThrow("the guest does not freeze");
+    expect(modes).toEqual(["600", "600", "700"]);
+    expect(await residueOf(vm.monitor)).toEqual(NOTHING);
+    expect(await filesOfOurs(directory.path, vm.directory)).toEqual([`run/${machine.runId ?? ""}.json`]);
+  });
+
+  it("ends with QEMU's end, and no file is left, when QEMU dies in the middle", async () => {
+    await using directory = await temporaryDirectory();
+    await using vm = await startMachine({ disks: await twoDisks(directory), guest: "none" });
+    const machine = await openMachine(vm.qmp, directory.file("run"));
+    const request = freezeRequest(machine.disks, { beforeFreeze: () => vm.kill().then(() => undefined) });
+    await expect(machine.freeze(request)).rejects.toThrow(QmpClosedError);
+    await machine.close();
+    expect(await filesOfOurs(directory.path, vm.directory)).toEqual([]);
+  });
+
+  it("calls onFrozen once the point is frozen, and undoes the freeze when that fails", async () => {
+    await using directory = await temporaryDirectory();
+    await using vm = await startMachine({ disks: await twoDisks(directory), guest: "none" });
+    await using machine = await openMachine(vm.qmp, directory.file("run"));
+    let jobs: readonly string[] = [];
+    const onFrozen = async (): Promise<void> => {
+      ({ jobs } = await residueOf(vm.monitor));
+      throw new Error("the guest does not thaw");
+    };
+    await expect(machine.freeze(freezeRequest(machine.disks, { onFrozen }))).rejects.toThrow("does not thaw");
+    expect(jobs).toHaveLength(2);
+    expect(await residueOf(vm.monitor)).toEqual(NOTHING);
   });
 });
 

@@ -1,8 +1,8 @@
+import { copyFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { exportDisk, startServer } from "../../src/machine/export.js";
 import { discover } from "../../src/machine/discover.js";
-import { createScratch } from "../../src/machine/scratch.js";
 import { removeBitmaps, tearDown } from "../../src/machine/teardown.js";
 import { freezeActions } from "../../src/machine/transaction.js";
 import type { FreezeRequest } from "../../src/machine/index.js";
@@ -27,8 +27,8 @@ const MiB = 1024 * 1024;
  * block that is dirty already hides a loss.
  */
 const CLUSTER = 4096;
-const TRAIL = { trailOffset: MiB, trailStride: CLUSTER, trailBlocks: 1024 };
-const SIZE = 5 * MiB;
+const TRAIL = { trailOffset: 128 * 1024, trailStride: CLUSTER, trailBlocks: 512 };
+const SIZE = 128 * 1024 + 2 * MiB;
 
 type Order = (actions: readonly TransactionAction[]) => TransactionAction[];
 
@@ -45,8 +45,8 @@ interface Outcome {
   readonly freezes: number;
   /** Freezes with a changed cluster that was not dirty. */
   readonly losses: readonly { readonly freeze: number; readonly clusters: readonly number[] }[];
-  /** Fewest clusters that changed from one freeze to the next: the guest did write. */
-  readonly leastChanged: number;
+  /** Clusters that changed between freezes, in all: the guest did write. */
+  readonly changed: number;
 }
 
 /**
@@ -69,9 +69,10 @@ async function freezeOften(freezes: number, order: Order, until = Infinity): Pro
   const socket = join(vm.directory, "nbd.sock");
   await startServer(qmp, socket, 8);
   const disk = { ...(await discover(qmp)).disks[0]!, name: "disk" };
+  const template = await createImage(directory.file("template.qcow2"), "qcow2", SIZE);
   const token = newDiskToken();
   const losses: Outcome["losses"][number][] = [];
-  let leastChanged = Infinity;
+  let changedInAll = 0;
   let count = 0;
   let previous: { bitmap: string; content: Buffer } | undefined;
   for (let freeze = 0; freeze <= freezes && losses.length < until; freeze += 1) {
@@ -82,8 +83,13 @@ async function freezeOften(freezes: number, order: Order, until = Infinity): Pro
       checkpoint,
       disks: [{ disk, token, base: previous?.bitmap, clusterSize: CLUSTER }],
     };
-    const scratch = { number: 0, disk, file: directory.file(`${run}.qcow2`), fileSystem: 0 };
-    await createScratch(qmp, run, scratch);
+    // A copy of a finished scratch file: quicker than having QEMU make one, which other tests do.
+    const scratch = directory.file(`${run}.qcow2`);
+    await copyFile(template, scratch);
+    await qmp.execute("blockdev-add", {
+      ...{ driver: "qcow2", "node-name": formatRunObject({ run, disk: 0, kind: "scr" }), backing: disk.node },
+      file: { driver: "file", filename: scratch },
+    });
     await qmp.execute("transaction", { actions: order(freezeActions(request, run)) });
     const { exportName, dirtyContext } = await exportDisk(qmp, run, 0, previous !== undefined);
     const contexts = dirtyContext === undefined ? [] : [dirtyContext];
@@ -102,11 +108,11 @@ async function freezeOften(freezes: number, order: Order, until = Infinity): Pro
       client.destroy();
       await client.closed;
     };
-    await tearDown(qmp, { run, files: [scratch.file], socketPath: null, closeConnections });
+    await tearDown(qmp, { run, files: [scratch], socketPath: null, closeConnections });
     if (previous !== undefined) {
       const changed = changedClusters(previous.content, content);
       const missed = changed.filter((cluster) => !dirty.has(cluster));
-      leastChanged = Math.min(leastChanged, changed.length);
+      changedInAll += changed.length;
       count += 1;
       if (missed.length > 0) losses.push({ freeze, clusters: missed });
       await removeBitmaps(qmp, [
@@ -116,7 +122,7 @@ async function freezeOften(freezes: number, order: Order, until = Infinity): Pro
     }
     previous = { bitmap: formatBitmapName({ repository: REPOSITORY, checkpoint, token }), content };
   }
-  return { freezes: count, losses, leastChanged };
+  return { freezes: count, losses, changed: changedInAll };
 }
 
 function changedClusters(before: Buffer, after: Buffer): number[] {
@@ -129,9 +135,9 @@ function changedClusters(before: Buffer, after: Buffer): number[] {
 
 describe("freezeActions()", () => {
   it("loses no changed cluster of a disk in an iothread in 1,000 freezes", { timeout: 300_000 }, async () => {
-    const { freezes, losses, leastChanged } = await freezeOften(1000, inOrder);
+    const { freezes, losses, changed } = await freezeOften(1000, inOrder);
     expect({ freezes, losses }).toEqual({ freezes: 1000, losses: [] });
-    expect(leastChanged).toBeGreaterThan(0);
+    expect(changed).toBeGreaterThan(2000);
   });
 
   it("would lose one within a few hundred if the merge came before the job", async () => {
