@@ -15,7 +15,6 @@ export {
   bitmapsToRemove,
   chooseBase,
   chooseBases,
-  ownBitmaps,
   type BaseChoice,
   type BaseContext,
   type Catalogue,
@@ -32,7 +31,6 @@ export {
   TeardownError,
   UnsupportedMachineError,
 } from "./errors.js";
-export { takeInventory, type QemuInventory, type RunObjects } from "./leftovers.js";
 export { LiveMachine, openLiveMachine, type LiveMachineOptions, type NamedLiveDisk } from "./live.js";
 export { recover, type LeftoverRun, type Leftovers, type RecoverOptions } from "./recover.js";
 export { nameDisks } from "./naming.js";
@@ -49,4 +47,3 @@ export type {
   SourceBitmap,
   SourceDisk,
 } from "./source.js";
-export { freezeActions } from "./transaction.js";

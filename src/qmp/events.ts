@@ -49,7 +49,7 @@ export class EventWatch implements Disposable {
     const waiter = deferred<QmpEvent>();
     this.#waiting.push(waiter);
     try {
-      // A deadline of null would be one of 0: 2^31 - 1 ms (24 days) is the longest timer there is.
+      // Without a limit: 2^31 - 1 ms (24 days) is the longest timer that Node has.
       return await withDeadline(waiter.promise, timeoutMs ?? 2 ** 31 - 1, "Wait for an event of QEMU", {
         signal,
       });
