@@ -91,6 +91,19 @@ export class ImageBody {
     await this.#writeTablesWhenDue();
   }
 
+  /** Appends one cluster as it is: in images that hold nothing else every cluster lies where a cluster begins. */
+  async appendPlain(cluster: number, bytes: Buffer): Promise<void> {
+    if (this.#segments.openLength >= this.#segmentBytes) {
+      await this.#writeTablesWhenDue();
+      this.#segments.close("data");
+    }
+    const at = this.length;
+    this.#tables.setPlain(cluster, at);
+    this.#refcounts.count(at, this.#clusterSize);
+    await this.#segments.write(bytes);
+    await this.#writeTablesWhenDue();
+  }
+
   /** Makes explicit zero clusters. */
   zero(cluster: number, count: number): void {
     this.#tables.setZero(cluster, count);

@@ -109,6 +109,12 @@ export function encodeCompressedEntry(
   table.writeUInt32BE(at % HIGH_UNIT, index * ENTRY_BYTES + 4);
 }
 
+/** Writes the entry of a cluster stored as it is, at a host offset aligned to a cluster, with a refcount of one. */
+export function encodePlainEntry(table: Buffer, index: number, at: number): void {
+  table.writeUInt32BE(COPIED.high + Math.floor(at / HIGH_UNIT), index * ENTRY_BYTES);
+  table.writeUInt32BE(at % HIGH_UNIT, index * ENTRY_BYTES + 4);
+}
+
 /** Writes explicit zero clusters: they hide the backing file's data. */
 export function encodeZeroEntries(table: Buffer, index: number, count: number): void {
   for (let i = index; i < index + count; i += 1) {

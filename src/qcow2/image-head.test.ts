@@ -37,7 +37,7 @@ describe("encodeHead()", () => {
   });
 
   it("refuses an identity that exceeds the cluster", () => {
-    const identity = { ...FIELDS.identity, machine: "m".repeat(4096) };
+    const identity = { ...FIELDS.identity!, machine: "m".repeat(4096) };
     expect(() => encodeHead({ ...FIELDS, identity })).toThrow(ImageWriteError);
   });
 });

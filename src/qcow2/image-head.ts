@@ -21,7 +21,8 @@ export interface HeadFields {
   readonly header: Omit<Header, "version" | "backingFileOffset" | "backingFileSize" | "headerLength">;
   readonly backingFile: string | undefined;
   readonly backingFormat: string | undefined;
-  readonly identity: ImageIdentity;
+  /** undefined: the image is no part of a repository. */
+  readonly identity: ImageIdentity | undefined;
 }
 
 /**
@@ -31,9 +32,12 @@ export interface HeadFields {
  * @throws {ImageWriteError} when it does not fit in one cluster, or does not decode to what was encoded
  */
 export function encodeHead(fields: HeadFields): Buffer {
-  const extensions: HeaderExtension[] = [{ type: QCOW2_EXT_TIDEMARK, data: encodeIdentity(fields.identity) }];
+  const extensions: HeaderExtension[] = [];
   if (fields.backingFormat !== undefined) {
-    extensions.unshift({ type: QCOW2_EXT_BACKING_FORMAT, data: Buffer.from(fields.backingFormat) });
+    extensions.push({ type: QCOW2_EXT_BACKING_FORMAT, data: Buffer.from(fields.backingFormat) });
+  }
+  if (fields.identity !== undefined) {
+    extensions.push({ type: QCOW2_EXT_TIDEMARK, data: encodeIdentity(fields.identity) });
   }
   const area = encodeExtensions(extensions);
   const name = Buffer.from(fields.backingFile ?? "");

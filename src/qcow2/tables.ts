@@ -1,5 +1,11 @@
 import { ImageWriteError } from "./errors.js";
-import { decodeL2Entry, encodeCompressedEntry, encodeZeroEntries, sectorsOf } from "./entry.js";
+import {
+  decodeL2Entry,
+  encodeCompressedEntry,
+  encodePlainEntry,
+  encodeZeroEntries,
+  sectorsOf,
+} from "./entry.js";
 import { clusterBitsOf, ENTRY_BYTES, l2EntriesOf } from "./layout.js";
 
 /** An L2 table that is complete, as far as the writer was told. */
@@ -46,6 +52,19 @@ export class TableBuilder {
     const entry = decodeL2Entry(table.bytes, slot, this.#clusterBits, 3);
     if (entry.kind !== "compressed" || entry.at !== at || entry.sectors !== sectorsOf(at, length)) {
       throw new ImageWriteError(`${length} bytes at ${at} do not fit in the L2 entry of cluster ${cluster}`);
+    }
+  }
+
+  /** Maps a guest cluster to a host cluster that holds it as it is. */
+  setPlain(cluster: number, at: number): void {
+    const table = this.#table(Math.floor(cluster / this.#entries));
+    const slot = cluster % this.#entries;
+    this.#requireFree(table, slot, 1, cluster);
+    encodePlainEntry(table.bytes, slot, at);
+    table.data += 1;
+    const entry = decodeL2Entry(table.bytes, slot, this.#clusterBits, 3);
+    if (entry.kind !== "plain" || entry.at !== at) {
+      throw new ImageWriteError(`host offset ${at} does not fit in the L2 entry of cluster ${cluster}`);
     }
   }
 
@@ -108,9 +127,11 @@ export class TableBuilder {
     for (let slot = 0; slot < this.#entries; slot += 1) {
       const entry = decodeL2Entry(table.bytes, slot, this.#clusterBits, 3);
       if (entry.kind === "zero") zero += 1;
-      else if (entry.kind === "compressed" && entry.at >= this.#clusterSize && entry.at < position) data += 1;
-      else if (entry.kind !== "unallocated")
-        throw new ImageWriteError(`L2 table ${index} is damaged in memory`);
+      else if (entry.kind !== "unallocated") {
+        const isWithin = entry.kind !== "invalid" && entry.at >= this.#clusterSize && entry.at < position;
+        if (!isWithin) throw new ImageWriteError(`L2 table ${index} is damaged in memory`);
+        data += 1;
+      }
     }
     if (data !== table.data || zero !== table.zero) {
       throw new ImageWriteError(

@@ -1,11 +1,52 @@
-import { UsageError } from "../../errors/index.js";
+import { open } from "node:fs/promises";
+import type { HeadLastSink } from "../../bytes/index.js";
+import { PLAIN_CLUSTER_SIZE, PlainImageWriter } from "../../qcow2/index.js";
+import type { DiskPiece } from "../../transfer/index.js";
 import type { PartialFile } from "./partial-file.js";
+import { nonZeroRuns, writeAll } from "./raw-file.js";
 import type { RestoreTarget } from "./target.js";
+
+/**
+ * A qcow2 file for a machine to run on: plain clusters, sparse.
+ *
+ * @param length bytes of the disk
+ */
 export async function qcow2FileTarget(
   name: string,
   partial: PartialFile,
   length: number,
 ): Promise<RestoreTarget> {
-  await Promise.resolve();
-  throw new UsageError(`${name} ${partial.path} ${length}`);
+  const writer = PlainImageWriter.create(await partialFileSink(partial), length);
+  return {
+    name,
+    async write({ offset, bytes }: DiskPiece) {
+      if (bytes === undefined) return;
+      for (const { start, end } of nonZeroRuns(bytes)) {
+        await writer.write(offset + start, bytes.subarray(start, end));
+      }
+    },
+    commit: () => writer.finish(),
+    abort: () => writer.abort(),
+  };
+}
+
+async function partialFileSink(partial: PartialFile): Promise<HeadLastSink> {
+  const file = await open(partial.path, "wx");
+  let position = PLAIN_CLUSTER_SIZE;
+  return {
+    async append(bytes) {
+      await writeAll(file, bytes, position);
+      position += bytes.length;
+    },
+    async commit(head) {
+      await writeAll(file, head, 0);
+      await file.sync();
+      await file.close();
+      await partial.commit();
+    },
+    async abort() {
+      await file.close();
+      await partial.remove();
+    },
+  };
 }

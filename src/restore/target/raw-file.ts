@@ -44,7 +44,8 @@ export async function rawFileTarget(
   };
 }
 
-function* nonZeroRuns(bytes: Buffer): Generator<{ start: number; end: number }> {
+/** The parts of a buffer that are not zero, in steps of 64 KiB. */
+export function* nonZeroRuns(bytes: Buffer): Generator<{ start: number; end: number }> {
   let start: number | undefined;
   for (let at = 0; at < bytes.length; at += STEP) {
     const zero = isZero(bytes.subarray(at, at + STEP));
@@ -55,7 +56,8 @@ function* nonZeroRuns(bytes: Buffer): Generator<{ start: number; end: number }> 
   if (start !== undefined) yield { start, end: bytes.length };
 }
 
-async function writeAll(file: FileHandle, bytes: Buffer, position: number): Promise<void> {
+/** Writes all of `bytes`, however many calls it takes. */
+export async function writeAll(file: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
   for (let done = 0; done < bytes.length;) {
     const { bytesWritten } = await file.write(bytes, done, bytes.length - done, position + done);
     done += bytesWritten;
