@@ -1,5 +1,5 @@
 import { messageOf } from "../errors/index.js";
-import { Budget, RateLimit } from "../flow/index.js";
+import { anySignal, Budget, RateLimit } from "../flow/index.js";
 import type { FrozenPoint } from "../machine/index.js";
 import type { ImageWriter } from "../qcow2/index.js";
 import { Connections } from "./connections.js";
@@ -37,7 +37,7 @@ export async function copyFrozen(
   images: PointImages,
   options: CopyOptions,
 ): Promise<CopiedDisk[]> {
-  const signal = AbortSignal.any([options.signal, frozen.failed]);
+  const signal = anySignal(options.signal, frozen.failed);
   let connections: Connections | undefined;
   let outcome: { readonly copied: CopiedDisk[] } | { readonly error: unknown };
   try {
@@ -73,7 +73,7 @@ async function copyAll(
     reader: connections.reader,
     inFlight: new Budget(options.workers * UNITS_PER_WORKER * UNIT_BYTES),
     bandwidth: new RateLimit(options.bandwidth),
-    signal: AbortSignal.any([options.signal, stop.signal]),
+    signal: anySignal(options.signal, stop.signal),
   };
   const copying = plans.map(async (plan, index) => {
     const maps = connections.maps[index];

@@ -1,6 +1,6 @@
 import { MiB } from "../bytes/index.js";
 import { endOf, totalLength, type Extent } from "../extent/index.js";
-import type { Budget, RateLimit } from "../flow/index.js";
+import { anySignal, type Budget, type RateLimit } from "../flow/index.js";
 import type { ImageWriter } from "../qcow2/index.js";
 import type { FrameReader } from "../transfer/index.js";
 import {
@@ -57,7 +57,7 @@ export async function measureCopy(
  */
 export async function copyDisk(copy: DiskCopy, resources: CopyResources): Promise<void> {
   const failure = new AbortController();
-  const signal = AbortSignal.any([resources.signal, failure.signal]);
+  const signal = anySignal(resources.signal, failure.signal);
   /** Units under way by their first cluster, in planning order: the first one is the lowest. */
   const underWay = new Map<number, Promise<void>>();
   let done = 0;

@@ -60,7 +60,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   const { repository, machine: name, source, signal } = options;
   await using machine = await openLiveMachine({ ...source, signal });
   await using lock = await repository.lockMachine(name, { signal });
-  const io = { signal: anySignal([signal, lock.lost]) };
+  const io = { signal: anySignal(signal, lock.lost) };
 
   await repository.collectGarbage(name, lock, io);
   const { points } = await repository.survey(name, io);
@@ -143,8 +143,4 @@ function announce({ name, base, reason }: DiskPlan): {
   reason: string | null;
 } {
   return { name, kind: base === undefined ? "full" : "incremental", reason };
-}
-
-function anySignal(signals: readonly (AbortSignal | undefined)[]): AbortSignal {
-  return AbortSignal.any(signals.filter((signal) => signal !== undefined));
 }

@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { InterruptedError } from "./exit-code.js";
 
 const ENDING = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
@@ -8,6 +9,8 @@ const ENDING = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
  */
 export function abortOnSignals(): AbortSignal {
   const controller = new AbortController();
+  // As many may listen as there are requests in flight.
+  setMaxListeners(0, controller.signal);
   for (const name of ENDING) process.on(name, () => controller.abort(new InterruptedError(name)));
   return controller.signal;
 }

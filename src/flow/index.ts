@@ -1,4 +1,5 @@
 /** Flow: small tools for asynchronous work: deadlines, bounds on what is in flight, rates. */
+export { anySignal } from "./any-signal.js";
 export { Budget } from "./budget.js";
 export { DeadlineError, withDeadline } from "./deadline.js";
 export { deferred, type Deferred } from "./deferred.js";
