@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os";
 import type { IoOptions } from "../bytes/index.js";
 import { messageOf, UsageError } from "../errors/index.js";
+import { anySignal } from "../flow/index.js";
 import {
   openLiveMachine,
   recover,
