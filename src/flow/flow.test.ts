@@ -49,14 +49,16 @@ describe("withDeadline()", () => {
   });
 
   it("names the action when time is over", async () => {
-    const error = withDeadline(deferred<void>().promise, 10, "Connect to x");
+    const error = withDeadline(deferred<undefined>().promise, 10, "Connect to x");
     await expect(error).rejects.toThrow(DeadlineError);
     await expect(error).rejects.toThrow("Connect to x: no answer within 0.01 s");
   });
 
   it("rethrows the reason of an abort", async () => {
     const controller = new AbortController();
-    const waiting = withDeadline(deferred<void>().promise, 10_000, "Wait", { signal: controller.signal });
+    const waiting = withDeadline(deferred<undefined>().promise, 10_000, "Wait", {
+      signal: controller.signal,
+    });
     controller.abort(new Error("stop"));
     await expect(waiting).rejects.toThrow("stop");
   });
