@@ -8,12 +8,8 @@ import {
   type SourceDisk,
 } from "../machine/index.js";
 import { newDiskToken, repositoryTag } from "../point/index.js";
-import {
-  DEFAULT_CLUSTER_SIZE,
-  type PointChain,
-  type PointManifest,
-  type Repository,
-} from "../repository/index.js";
+import { DEFAULT_CLUSTER_SIZE } from "../qcow2/index.js";
+import type { PointChain, PointManifest, Repository } from "../repository/index.js";
 
 /** What an increment continues. */
 export interface Base {
@@ -44,20 +40,21 @@ export interface PlanContext extends IoOptions {
   readonly repository: Repository;
   /** The machine's name in the repository. */
   readonly machine: string;
-  readonly newest: PointManifest | undefined;
+  /** The machine's points, oldest first. */
+  readonly points: readonly PointManifest[];
   /** All disks full, because the user wants it. */
   readonly full: boolean;
 }
 
 /** Decides for each disk: an increment of the newest checkpoint that can be trusted, or full, and why. */
 export async function planDisks(source: MachineSource, context: PlanContext): Promise<DiskPlan[]> {
-  const { repository, machine, newest, signal } = context;
+  const { repository, machine, points, signal } = context;
   const choices = await chooseBases(source.disks, {
     repositoryTag: repositoryTag(repository.id),
     clusterSize: DEFAULT_CLUSTER_SIZE,
     catalogue: (id) => repository.point(machine, id, { signal }),
     machineUuid: source.identity.uuid,
-    newest,
+    points,
   });
   const names = nameDisks(source.disks, choices);
   const plans: DiskPlan[] = [];

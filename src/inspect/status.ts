@@ -11,8 +11,9 @@ import {
   type SourceDisk,
 } from "../machine/index.js";
 import { parseBitmapName, repositoryTag } from "../point/index.js";
+import { DEFAULT_CLUSTER_SIZE } from "../qcow2/index.js";
 import type { QmpAddress } from "../qmp/index.js";
-import { currentPoint, DEFAULT_CLUSTER_SIZE, type Repository } from "../repository/index.js";
+import type { Repository } from "../repository/index.js";
 import { leftoverLines, type LeftoverLine } from "./leftovers.js";
 
 /** A checkpoint that a disk carries. */
@@ -84,7 +85,7 @@ async function choose(
     clusterSize: DEFAULT_CLUSTER_SIZE,
     catalogue: (id) => repository.point(name, id, { signal }),
     machineUuid: machine.identity.uuid,
-    newest: currentPoint(points),
+    points,
   });
 }
 

@@ -24,7 +24,7 @@ export type { ImageIdentity } from "./identity.js";
 export { DEFAULT_CLUSTER_SIZE, type Compression } from "./layout.js";
 export type { ChainMapping, CompressedMapping, EmptyMapping, Mapping, PlainMapping } from "./mapping.js";
 export { ImageReader, type ImageReaderOptions } from "./reader.js";
-export { PLAIN_CLUSTER_SIZE, PlainImageWriter } from "./plain-writer.js";
+export { PlainImageWriter } from "./plain-writer.js";
 export { digestOfSegments, type Segment, type SegmentKind } from "./segments.js";
 export { ImageWriter, type ImageSummary } from "./writer.js";
 export type { ImageWriterOptions } from "./writer-options.js";

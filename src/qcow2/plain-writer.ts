@@ -1,12 +1,9 @@
-import { KiB, MiB, type HeadLastSink } from "../bytes/index.js";
+import { MiB, type HeadLastSink } from "../bytes/index.js";
 import { ImageBody } from "./body.js";
 import { ImageWriteError } from "./errors.js";
 import { encodeHead } from "./image-head.js";
-import { clusterBitsOf, l2EntriesOf } from "./layout.js";
+import { clusterBitsOf, DEFAULT_CLUSTER_SIZE, l2EntriesOf } from "./layout.js";
 import { REFCOUNT_ORDER } from "./refcounts.js";
-
-/** Bytes of a cluster of an image to work with: QEMU's own default. */
-export const PLAIN_CLUSTER_SIZE = 64 * KiB;
 
 /**
  * Writes a qcow2 image for a machine to run on: a whole disk, in order, its clusters neither compressed nor
@@ -22,7 +19,7 @@ export class PlainImageWriter {
   readonly #virtualSize: number;
   readonly #body: ImageBody;
   /** The cluster that is being filled. */
-  readonly #cluster = Buffer.alloc(PLAIN_CLUSTER_SIZE);
+  readonly #cluster = Buffer.alloc(DEFAULT_CLUSTER_SIZE);
   #filling: number | undefined;
   #end = 0;
 
@@ -30,7 +27,7 @@ export class PlainImageWriter {
     this.#virtualSize = virtualSize;
     this.#body = new ImageBody(sink, {
       virtualSize,
-      clusterSize: PLAIN_CLUSTER_SIZE,
+      clusterSize: DEFAULT_CLUSTER_SIZE,
       segmentBytes: 8 * MiB,
     });
   }
@@ -38,7 +35,7 @@ export class PlainImageWriter {
   /**
    * Begins an image.
    *
-   * @param sink made with a head of PLAIN_CLUSTER_SIZE bytes
+   * @param sink made with a head of DEFAULT_CLUSTER_SIZE bytes
    * @param virtualSize bytes of the disk
    */
   static create(sink: HeadLastSink, virtualSize: number): PlainImageWriter {
@@ -52,9 +49,9 @@ export class PlainImageWriter {
     }
     this.#end = offset + bytes.length;
     for (let at = 0; at < bytes.length;) {
-      const index = Math.floor((offset + at) / PLAIN_CLUSTER_SIZE);
+      const index = Math.floor((offset + at) / DEFAULT_CLUSTER_SIZE);
       if (index !== this.#filling) await this.#begin(index);
-      const within = (offset + at) % PLAIN_CLUSTER_SIZE;
+      const within = (offset + at) % DEFAULT_CLUSTER_SIZE;
       at += bytes.copy(this.#cluster, within, at);
     }
   }
@@ -66,7 +63,7 @@ export class PlainImageWriter {
     const head = encodeHead({
       header: {
         ...places,
-        clusterBits: clusterBitsOf(PLAIN_CLUSTER_SIZE),
+        clusterBits: clusterBitsOf(DEFAULT_CLUSTER_SIZE),
         size: this.#virtualSize,
         refcountOrder: REFCOUNT_ORDER,
         compression: "zlib",
@@ -87,7 +84,7 @@ export class PlainImageWriter {
   async #begin(next: number | undefined): Promise<void> {
     if (this.#filling !== undefined) {
       await this.#body.appendPlain(this.#filling, this.#cluster);
-      const entries = l2EntriesOf(PLAIN_CLUSTER_SIZE);
+      const entries = l2EntriesOf(DEFAULT_CLUSTER_SIZE);
       if (next !== undefined && Math.floor(next / entries) > Math.floor(this.#filling / entries)) {
         await this.#body.release(next);
       }

@@ -17,7 +17,7 @@ export {
   PointImageDamageError,
 } from "./errors.js";
 export type { Collection } from "./garbage.js";
-export { DEFAULT_CLUSTER_SIZE, imageFileOf } from "./layout.js";
+export { imageFileOf } from "./layout.js";
 export { LOCK_TIMES, type LockTimes } from "./lock-contest.js";
 export { MachineLock } from "./lock.js";
 export {

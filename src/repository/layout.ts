@@ -1,4 +1,3 @@
-import { KiB } from "../bytes/index.js";
 import { UsageError } from "../errors/index.js";
 import { isName, isPointId, requireName } from "../point/index.js";
 
@@ -11,9 +10,6 @@ import { isName, isPointId, requireName } from "../point/index.js";
 
 /** Key of the repository's own file. */
 export const REPOSITORY_KEY = "tidemark.json";
-
-/** Bytes per cluster of new images, and per bit of their checkpoints' bitmaps; a chain keeps its own. */
-export const DEFAULT_CLUSTER_SIZE = 64 * KiB;
 
 const MANIFEST_FILE = "point.json";
 const IMAGE_SUFFIX = ".qcow2";

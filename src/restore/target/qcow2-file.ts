@@ -1,6 +1,6 @@
 import { open } from "node:fs/promises";
 import type { HeadLastSink } from "../../bytes/index.js";
-import { PLAIN_CLUSTER_SIZE, PlainImageWriter } from "../../qcow2/index.js";
+import { DEFAULT_CLUSTER_SIZE, PlainImageWriter } from "../../qcow2/index.js";
 import type { DiskPiece } from "../../transfer/index.js";
 import type { PartialFile } from "./partial-file.js";
 import { nonZeroRuns, writeAll } from "./raw-file.js";
@@ -32,7 +32,7 @@ export async function qcow2FileTarget(
 
 async function partialFileSink(partial: PartialFile): Promise<HeadLastSink> {
   const file = await open(partial.path, "wx");
-  let position = PLAIN_CLUSTER_SIZE;
+  let position = DEFAULT_CLUSTER_SIZE;
   return {
     async append(bytes) {
       await writeAll(file, bytes, position);
