@@ -1,5 +1,5 @@
 import { messageOf } from "../errors/index.js";
-import { anySignal, Budget, RateLimit } from "../flow/index.js";
+import { anySignal, Budget, RateLimit, unlessAborted } from "../flow/index.js";
 import type { FrozenPoint } from "../machine/index.js";
 import type { ImageWriter } from "../qcow2/index.js";
 import { Connections } from "./connections.js";
@@ -27,7 +27,8 @@ export interface CopyOptions {
 
 /**
  * Copies all disks of a frozen point, side by side, and releases the point, whatever happens: the guest is free
- * again when this returns or throws.
+ * again when this returns or throws. An abort releases it at once, and only then waits for what is under way: a
+ * repository that takes no bytes any more may stall that for ever.
  *
  * @throws the first error of any disk, or what made the frozen point fail
  */
@@ -39,11 +40,13 @@ export async function copyFrozen(
 ): Promise<CopiedDisk[]> {
   const signal = anySignal(options.signal, frozen.failed);
   let connections: Connections | undefined;
+  let copying: Promise<CopiedDisk[]> | undefined;
   let outcome: { readonly copied: CopiedDisk[] } | { readonly error: unknown };
   try {
     connections = await Connections.open(frozen, plans, options.workers, signal);
     await connections.greet(options.level);
-    const copied = await copyAll(frozen, plans, images, connections, { ...options, signal });
+    copying = copyAll(frozen, plans, images, connections, { ...options, signal });
+    const copied = await unlessAborted(copying, signal);
     await frozen.assertIntact();
     outcome = { copied };
   } catch (error) {
@@ -55,6 +58,9 @@ export async function copyFrozen(
   } catch (error) {
     if ("copied" in outcome) throw error;
     options.observer.warning?.(messageOf(error));
+  } finally {
+    // Whoever discards the images must be their only user; what failed is in the outcome.
+    await copying?.catch(() => undefined);
   }
   if ("error" in outcome) throw outcome.error;
   return outcome.copied;

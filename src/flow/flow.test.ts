@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { Budget, DeadlineError, deferred, RateLimit, withDeadline } from "./index.js";
+import { Budget, DeadlineError, deferred, RateLimit, unlessAborted, withDeadline } from "./index.js";
 
 describe("Budget", () => {
   it("take() lets no more in flight than the limit, first come, first served", async () => {
@@ -79,5 +79,17 @@ describe("RateLimit", () => {
     const rate = new RateLimit(Infinity);
     await rate.pass(1e15);
     await rate.pass(1e15);
+  });
+});
+
+describe("unlessAborted()", () => {
+  it("ends with the promise, or with the signal's reason if that comes first", async () => {
+    const controller = new AbortController();
+    expect(await unlessAborted(Promise.resolve(7), controller.signal)).toBe(7);
+    const waiting = unlessAborted(new Promise(() => undefined), controller.signal);
+    const reason = new Error("enough");
+    controller.abort(reason);
+    await expect(waiting).rejects.toBe(reason);
+    await expect(unlessAborted(new Promise(() => undefined), controller.signal)).rejects.toBe(reason);
   });
 });

@@ -4,3 +4,4 @@ export { Budget } from "./budget.js";
 export { DeadlineError, withDeadline } from "./deadline.js";
 export { deferred, type Deferred } from "./deferred.js";
 export { RateLimit } from "./rate-limit.js";
+export { unlessAborted } from "./unless-aborted.js";
