@@ -4,13 +4,13 @@ import { exitCodeOf } from "./exit-code.js";
 import { runProgram } from "./program.js";
 import { renderError } from "./render/error.js";
 import { isReported } from "./render/output.js";
-import { abortOnSignals } from "./signals.js";
+import { abortFromOutside } from "./signals.js";
 
 const context: CliContext = {
   stdout: process.stdout,
   stderr: process.stderr,
   environment: process.env,
-  signal: abortOnSignals(),
+  signal: abortFromOutside(process),
 };
 const args = process.argv.slice(2);
 

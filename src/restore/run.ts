@@ -111,7 +111,7 @@ async function restoreDisk(
       signal?.throwIfAborted();
       if (bytes !== undefined) await rate.pass(length, { signal });
       const at = offset - range.offset;
-      await target.write({ offset: at, length, bytes });
+      await target.write({ offset: at, length, bytes }, { signal });
       observer?.progress?.({ disk: name, done: at + length, total: range.length });
     }
     await target.commit();

@@ -1,3 +1,6 @@
+import { spawn, type ChildProcess } from "node:child_process";
+import { once } from "node:events";
+import { fileURLToPath } from "node:url";
 import { describe, expect, it, vi } from "vitest";
 import { backup } from "../../src/backup/index.js";
 import { deferred } from "../../src/flow/index.js";
@@ -7,9 +10,11 @@ import { MemoryStorage } from "../../src/storage/index.js";
 import { NOTHING, residueOf } from "../interop/machine-fixture.js";
 import { writeNoise } from "../support/image.js";
 import { startMachine } from "../support/qemu.js";
+import { Rig } from "../support/rig.js";
 import { temporaryDirectory } from "../support/temporary.js";
 
 const MiB = 1024 * 1024;
+const MAIN = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
 
 /** A storage whose images stop taking bytes, as a network share does whose server went away. */
 class StalledStorage extends MemoryStorage {
@@ -67,5 +72,68 @@ describe("backup()", () => {
     storage.recover();
     await expect(running).rejects.toBe(reason);
     expect({ ...(await residueOf(vm.monitor)), checkpoints: [] }).toEqual(NOTHING);
+  });
+});
+
+/** Starts a slow backup and closes one of its outputs once something came through it. */
+async function startDeaf(rig: Rig, closed: "stdout" | "stderr"): Promise<ChildProcess> {
+  const args = rig.backupArguments(["--bandwidth", "2MiB/s"]);
+  if (closed === "stderr") args.splice(args.indexOf("--json"), 1);
+  const child = spawn(process.execPath, [MAIN, ...args], {
+    stdio: ["ignore", "pipe", "pipe"],
+    timeout: 60_000,
+    env: { ...process.env, XDG_RUNTIME_DIR: rig.directory.file("run") },
+  });
+  await once(child[closed], "data");
+  child[closed].destroy();
+  return child;
+}
+
+async function startRig(): Promise<Rig> {
+  const rig = await Rig.create();
+  const path = await writeNoise(rig.directory.file("disk.raw"), 16 * MiB, 1);
+  await rig.start([{ path, format: "raw" }]);
+  return rig;
+}
+
+describe("tidemark backup", () => {
+  it("tears down in order and says why when nobody reads its output any more", async () => {
+    await using rig = await startRig();
+    const child = await startDeaf(rig, "stdout");
+    const said: string[] = [];
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => said.push(text));
+    expect(await once(child, "close")).toEqual([1, null]);
+    expect(await residueOf(rig.machine.monitor)).toMatchObject({ nodes: [], jobs: [], exports: [] });
+    expect(said.join("")).toContain("Cannot write to standard output");
+  });
+
+  it("is interrupted in order although nobody reads its messages any more", async () => {
+    await using rig = await startRig();
+    const child = await startDeaf(rig, "stderr");
+    child.kill("SIGTERM");
+    expect(await once(child, "close")).toEqual([130, null]);
+    expect(await residueOf(rig.machine.monitor)).toMatchObject({ nodes: [], jobs: [], exports: [] });
+  });
+});
+
+describe("tidemark restore --to -", () => {
+  it("ends at once when nobody reads its output any more, in data as in zeroes", async () => {
+    await using rig = await Rig.create();
+    const noise = await writeNoise(rig.directory.file("noise.raw"), 16 * MiB, 1);
+    const empty = await rig.image("empty.raw", "raw", 1024 * 1024 * MiB);
+    await rig.start([noise, empty].map((path) => ({ path, format: "raw" })));
+    await rig.backup();
+    for (const disk of ["vd0", "vd1"]) {
+      const args = ["restore", "vm", "--repo", rig.repository, "--disk", disk, "--to", "-"];
+      const child = spawn(process.execPath, [MAIN, ...args], {
+        stdio: ["ignore", "pipe", "pipe"],
+        timeout: 20_000,
+        killSignal: "SIGKILL",
+      });
+      child.stderr.resume();
+      await once(child.stdout, "data");
+      child.stdout.destroy();
+      expect({ disk, end: await once(child, "close") }).toEqual({ disk, end: [1, null] });
+    }
   });
 });

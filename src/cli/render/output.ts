@@ -38,7 +38,8 @@ export async function withEvents<T>(
     emit({ event: "result", ...result(value) });
     return value;
   } catch (error) {
-    if (options.json === true) {
+    // Where nobody reads standard output any more, standard error has to say it.
+    if (options.json === true && context.stdout.writable) {
       emit(errorEvent(error));
       if (typeof error === "object" && error !== null) reported.add(error);
     }

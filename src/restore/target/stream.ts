@@ -1,6 +1,5 @@
 import type { Writable } from "node:stream";
-import { once } from "node:events";
-import { MiB } from "../../bytes/index.js";
+import { MiB, type IoOptions } from "../../bytes/index.js";
 import type { DiskPiece } from "../../transfer/index.js";
 import type { RestoreTarget } from "./target.js";
 
@@ -8,17 +7,21 @@ const ZEROES = Buffer.alloc(MiB);
 
 /** Raw bytes, in order, to a stream: a pipe cannot skip, so zeroes are written out. */
 export function streamTarget(stream: Writable): RestoreTarget {
-  const write = async (bytes: Buffer): Promise<void> => {
-    if (!stream.write(bytes)) await once(stream, "drain");
-  };
+  // Not "drain": a stream that failed before is silent, while every write is answered.
+  const write = (bytes: Buffer): Promise<void> =>
+    new Promise((resolve, reject) => {
+      const hasRoom = stream.write(bytes, (error) => (error ? reject(error) : resolve()));
+      if (hasRoom) resolve();
+    });
   return {
     name: "-",
-    async write({ bytes, length }: DiskPiece) {
+    async write({ bytes, length }: DiskPiece, { signal }: IoOptions = {}) {
       if (bytes !== undefined) {
         await write(bytes);
         return;
       }
       for (let left = length; left > 0; left -= ZEROES.length) {
+        signal?.throwIfAborted();
         await write(ZEROES.subarray(0, Math.min(left, ZEROES.length)));
       }
     },
