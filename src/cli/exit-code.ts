@@ -25,6 +25,13 @@ export class InterruptedError extends TidemarkError {
   }
 }
 
+/** Nobody reads standard output any more. */
+export class OutputError extends TidemarkError {
+  constructor(cause: Error) {
+    super("TM_OUTPUT", `Cannot write to standard output: ${cause.message}`, { cause });
+  }
+}
+
 /** The one place where an error becomes an exit code. */
 export function exitCodeOf(error: unknown): number {
   if (error instanceof InterruptedError) return EXIT.interrupted;

@@ -1,6 +1,5 @@
 import { setMaxListeners } from "node:events";
-import { TidemarkError } from "../errors/index.js";
-import { InterruptedError } from "./exit-code.js";
+import { InterruptedError, OutputError } from "./exit-code.js";
 
 const ENDING = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
@@ -15,11 +14,7 @@ export function abortFromOutside({ stdout, stderr }: Pick<NodeJS.Process, "stdou
   setMaxListeners(0, controller.signal);
   for (const name of ENDING) process.on(name, () => controller.abort(new InterruptedError(name)));
   // Without a listener an error of a stream ends the process on the spot.
-  stdout.on("error", (cause: Error) => controller.abort(outputLost(cause)));
+  stdout.on("error", (cause: Error) => controller.abort(new OutputError(cause)));
   stderr.on("error", () => undefined);
   return controller.signal;
-}
-
-function outputLost(cause: Error): TidemarkError {
-  return new TidemarkError("TM_OUTPUT", `Cannot write to standard output: ${cause.message}`, { cause });
 }

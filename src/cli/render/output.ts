@@ -1,4 +1,5 @@
 import type { CliContext, CommonOptions } from "../context.js";
+import { OutputError } from "../exit-code.js";
 import { errorEvent } from "./error.js";
 
 /** Marks an error that was printed already, as the last event of a long-running command. */
@@ -39,7 +40,7 @@ export async function withEvents<T>(
     return value;
   } catch (error) {
     // Where nobody reads standard output any more, standard error has to say it.
-    if (options.json === true && context.stdout.writable) {
+    if (options.json === true && !(error instanceof OutputError)) {
       emit(errorEvent(error));
       if (typeof error === "object" && error !== null) reported.add(error);
     }
