@@ -71,7 +71,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   await recover(machine, { checkpoints: { repositoryTag: repositoryTag(repository.id), catalogue }, ...io });
 
   const plans = await planDisks(machine, {
-    ...{ repository, machine: name, newest, full: options.full ?? false },
+    ...{ repository, machine: name, points, full: options.full ?? false },
     ...io,
   });
   try {

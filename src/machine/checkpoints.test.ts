@@ -66,7 +66,7 @@ function context(points: readonly CataloguePoint[], changes: Partial<BaseContext
     clusterSize: 65536,
     catalogue: (wanted) => Promise.resolve(points.find((item) => item.id === wanted)),
     machineUuid: UUID,
-    newest: points.at(-1),
+    points,
     ...changes,
   };
 }
@@ -176,6 +176,15 @@ describe("chooseBases()", () => {
     const [first, second] = [disk([bitmap(1)], { name: "x" }), disk([bitmap(1)], { name: "y" })];
     const others = await chooseBases([first, second], context([point(1)]));
     expect([...others.values()].map(({ kind }) => kind)).toEqual(["incremental", "full"]);
+  });
+
+  it("calls a disk new when the one that had its name is here under another, lost when it is nowhere", async () => {
+    const [added, moved] = [disk([]), disk([bitmap(1)], { name: "vdb" })];
+    const both = await chooseBases([added, moved], context([point(1)]));
+    expect(both.get(added)).toEqual({ kind: "full", reason: "first backup of this disk" });
+    expect(both.get(moved)).toMatchObject({ kind: "incremental" });
+    const alone = await chooseBases([added], context([point(1), point(2, { disks: [] })]));
+    expect(alone.get(added)).toMatchObject({ reason: expect.stringContaining("bitmap missing") as string });
   });
 });
 

@@ -27,8 +27,8 @@ export interface BaseContext {
   readonly clusterSize: number;
   readonly catalogue: Catalogue;
   readonly machineUuid: string | null;
-  /** The machine's newest point, if there is one: tells a disk that lost its checkpoint from a new one. */
-  readonly newest?: CataloguePoint | undefined;
+  /** The machine's points, oldest first: they tell a disk that lost its checkpoint from a new one. */
+  readonly points?: readonly CataloguePoint[] | undefined;
 }
 
 export type BaseChoice =
@@ -79,8 +79,14 @@ export async function chooseBase(disk: SourceDisk, context: BaseContext): Promis
     reason ??= verdict;
     if (point !== undefined && isOfMachine(point, context.machineUuid)) token ??= candidate.token;
   }
-  const known = context.newest?.disks.find(({ name }) => name === disk.name);
+  const known = tokenOf(disk.name, context.points);
   return { kind: "full", reason: reason ?? explainAbsence(disk, known !== undefined), token };
+}
+
+/** The token of the disk that had this name last. */
+function tokenOf(name: string, points: readonly CataloguePoint[] = []): string | undefined {
+  const holders = points.flatMap(({ disks }) => disks.filter((disk) => disk.name === name));
+  return holders.at(-1)?.token;
 }
 
 /**
@@ -93,6 +99,14 @@ export async function chooseBases(
 ): Promise<Map<SourceDisk, BaseChoice>> {
   const choices = new Map<SourceDisk, BaseChoice>();
   for (const disk of disks) choices.set(disk, await chooseBase(disk, context));
+  const tokens = new Set([...choices.values()].map(({ token }) => token));
+  for (const disk of disks) {
+    // Whoever had its name is here under another one: it did not lose that one's checkpoint.
+    const isNew = ownBitmaps(disk, context.repositoryTag).length === 0;
+    const predecessor = tokenOf(disk.name, context.points);
+    if (isNew && predecessor !== undefined && tokens.has(predecessor))
+      choices.set(disk, { kind: "full", reason: explainAbsence(disk, false) });
+  }
   const owners = new Map<string, SourceDisk>();
   for (const [disk, choice] of choices) {
     if (choice.token === undefined) continue;

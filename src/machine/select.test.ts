@@ -21,6 +21,17 @@ describe("suggestNames()", () => {
     ]);
   });
 
+  it("takes a drive id that QEMU made up for a position", () => {
+    const named = suggestNames([
+      { deviceId: null, driveId: "virtio0" },
+      { deviceId: null, driveId: "ide1-hd0" },
+      { deviceId: "virtio1", driveId: "virtio1" },
+      { deviceId: null, driveId: "pflash1" },
+    ]);
+    expect(named.map(({ anonymous }) => anonymous)).toEqual([true, true, false, false]);
+    expect(named.map(({ name }) => name)).toEqual(["virtio0", "ide1-hd0", "virtio1", "pflash1"]);
+  });
+
   it("never gives one name twice, nor one that is no name", () => {
     const named = suggestNames([
       { deviceId: "disk1", driveId: null },

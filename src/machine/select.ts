@@ -27,8 +27,12 @@ export function describeNames(disk: Selectable): string {
   return [...new Set(names)].slice(0, 2).join(" = ");
 }
 
+/** What QEMU calls a -drive without an id, by its position on its bus: virtio0, ide0-hd1. */
+const POSITION = /^(?:none|ide|scsi|virtio|xen|sd|mtd)\d+(?:-hd\d+)?$/;
+
 /**
- * Device id, else drive id, else `disk<N>`: the first that is a name and that no earlier disk has.
+ * Device id, else drive id, else `disk<N>`: the first that is a name and that no earlier disk has. A disk is
+ * `anonymous` when that name says no more than a position.
  *
  * @returns one name for each disk, in order
  */
@@ -37,12 +41,14 @@ export function suggestNames(
 ): { readonly name: string; readonly anonymous: boolean }[] {
   const taken = new Set<string>();
   return disks.map(({ deviceId, driveId }, index) => {
-    const given = [deviceId, driveId].find((name) => name !== null && isName(name) && !taken.has(name));
+    const given = [deviceId, driveId]
+      .filter((name) => name !== null)
+      .find((name) => isName(name) && !taken.has(name));
     let number = index;
     while (given === undefined && taken.has(`disk${number}`)) number += 1;
     const name = given ?? `disk${number}`;
     taken.add(name);
-    return { name, anonymous: given === undefined };
+    return { name, anonymous: given === undefined || (given !== deviceId && POSITION.test(given)) };
   });
 }
 

@@ -48,7 +48,7 @@ function contextOf(...points: CataloguePoint[]): BaseContext {
     clusterSize: CLUSTER,
     catalogue: (id) => Promise.resolve(points.find((point) => point.id === id)),
     machineUuid: null,
-    newest: points.at(-1),
+    points,
   };
 }
 
