@@ -3,8 +3,10 @@ import type { QmpAddress, QmpClient } from "../qmp/index.js";
 import { TeardownError } from "./errors.js";
 import { exportDisk, prepareSocketPath, startServer } from "./export.js";
 import { stateOf } from "./identity.js";
+import { discover } from "./discover.js";
 import { LiveFrozenPoint } from "./frozen-point.js";
 import { reach } from "./reach.js";
+import { assertDisksUnchanged } from "./readiness.js";
 import type { Run } from "./run.js";
 import { ScratchLimit } from "./scratch-limit.js";
 import { createScratch, placeScratch, type Scratch } from "./scratch.js";
@@ -44,6 +46,9 @@ export async function freezeLive(freeze: LiveFreeze): Promise<FrozenPoint> {
   try {
     const scratch = await prepare(freeze, progress);
     const limit = await armLimit(freeze, scratch);
+    // A scratch node keeps its disk's node from being resized, and from getting a snapshot on top: now it stays.
+    const { disks: now } = await discover(freeze.qmp, { signal: freeze.signal });
+    assertDisksUnchanged(freeze.request.disks, now);
     // From here on no event may be missed.
     watchdog = Watchdog.start(freeze.qmp, freeze.run.id, freeze.request.disks, limit);
     const { frozenAt, state } = await freezeDisks(freeze, progress);

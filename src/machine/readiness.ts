@@ -4,6 +4,7 @@ import type { QmpClient } from "../qmp/index.js";
 import type { LiveDisk, RefusedDisk } from "./discover.js";
 import { MachineBusyError, UnsupportedMachineError } from "./errors.js";
 import { describeNames } from "./select.js";
+import type { FreezeDisk } from "./source.js";
 
 /** Migration states in which images may change hands any moment, or have. */
 const NOT_MIGRATING = new Set(["none", "cancelled", "failed", undefined]);
@@ -89,5 +90,30 @@ export function assertNoForeignJobs(disks: readonly LiveDisk[]): void {
       `Back up disk ${describeNames(disk)}: job "${job}" of another program works on it`,
       { hint: "Wait until the job has ended, or cancel it" },
     );
+  }
+}
+
+/**
+ * Asks whether the disks of a freeze are still what they were when they were looked at. A node that somebody put
+ * a snapshot on top of can be frozen all the same, but shows the past: what the guest writes is above it.
+ *
+ * @param now the machine's disks, looked at when nobody can change them any more
+ * @throws {MachineBusyError} when a disk was exchanged, resized, or its base does not record any more
+ */
+export function assertDisksUnchanged(wanted: readonly FreezeDisk[], now: readonly LiveDisk[]): void {
+  for (const { disk, base } of wanted) {
+    const changed = (what: string): MachineBusyError =>
+      new MachineBusyError(`Freeze disk ${disk.name}: ${what}`, {
+        hint: "Somebody else changes the machine's disks; run the backup again when that is over",
+      });
+    const found = now.find(({ node, qdev }) => node === disk.node && qdev === disk.qdev);
+    if (found === undefined)
+      throw changed(`its guest writes to another image than node "${disk.node}" by now`);
+    if (found.virtualSize !== disk.virtualSize)
+      throw changed(`it has ${found.virtualSize} bytes by now, it had ${disk.virtualSize}`);
+    if (base === undefined) continue;
+    const bitmap = found.bitmaps.find(({ name }) => name === base);
+    if (bitmap?.recording !== true || bitmap.readOnly)
+      throw changed(`its bitmap "${base}" is gone, or does not record any more`);
   }
 }

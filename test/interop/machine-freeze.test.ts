@@ -108,6 +108,54 @@ describe("LiveMachine.freeze()", () => {
     });
   });
 
+  it("refuses a disk whose image is no longer the one that its guest writes to", async () => {
+    await using directory = await temporaryDirectory();
+    await using vm = await startMachine({ disks: await twoDisks(directory), guest: "none" });
+    await using machine = await openMachine(vm.qmp, directory.file("run"));
+    // Somebody takes a snapshot between the look at the disks and the freeze: what was looked at is the past now.
+    await vm.monitor.execute("blockdev-snapshot-sync", {
+      "node-name": machine.disks[0]!.node,
+      "snapshot-node-name": "overlay",
+      "snapshot-file": directory.file("overlay.qcow2"),
+      format: "qcow2",
+    });
+    await expect(machine.freeze(freezeRequest(machine.disks))).rejects.toThrow(
+      expect.objectContaining({
+        name: "MachineBusyError",
+        message: expect.stringContaining("vd0") as string,
+      }),
+    );
+    expect(await residueOf(vm.monitor)).toEqual(NOTHING);
+
+    await machine.refresh();
+    const [{ node }] = machine.disks as [(typeof machine.disks)[number]];
+    const attempts = async (): Promise<void> => {
+      const snapshot = {
+        "node-name": node,
+        "snapshot-node-name": "next",
+        "snapshot-file": directory.file("c"),
+      };
+      await expect(vm.monitor.execute("blockdev-snapshot-sync", snapshot)).rejects.toThrow("is used as");
+      const size = { "node-name": node, size: 64 * MiB };
+      await expect(vm.monitor.execute("block_resize", size)).rejects.toThrow("in use");
+    };
+    // From the last look on QEMU itself keeps the disk as it is.
+    const frozen = await machine.freeze(freezeRequest(machine.disks, { beforeFreeze: attempts }));
+    await frozen.release(noConnections);
+  });
+
+  it("refuses a base that stopped to record", async () => {
+    await using directory = await temporaryDirectory();
+    await using vm = await startMachine({ disks: await twoDisks(directory), guest: "none" });
+    await using machine = await openMachine(vm.qmp, directory.file("run"));
+    const first = await machine.freeze(freezeRequest(machine.disks));
+    await first.release(noConnections);
+    const [{ disk, bitmap }] = first.disks as [(typeof first.disks)[number]];
+    await vm.monitor.execute("block-dirty-bitmap-disable", { node: disk.node, name: bitmap });
+    const request = freezeRequest(machine.disks, { bases: basesOf(first.disks) });
+    await expect(machine.freeze(request)).rejects.toThrow("does not record");
+  });
+
   it("leaves nothing when the transaction or an export is refused", async () => {
     await using directory = await temporaryDirectory();
     await using vm = await startMachine({ disks: await twoDisks(directory), guest: "none" });
