@@ -2,6 +2,7 @@ import { GiB, KiB, roundDown } from "../bytes/index.js";
 import { NotFoundError } from "../errors/index.js";
 import { joinRuns, type BlockRun } from "./block-status.js";
 import type { NbdExport } from "./export-info.js";
+import { ExportWriter } from "./export-writer.js";
 import { ReadJob, type ReadPlan } from "./read-job.js";
 import type { NbdSocket } from "./socket.js";
 import { StatusJob } from "./status-job.js";
@@ -11,7 +12,7 @@ import { Transmission, type Job } from "./transmission.js";
 export interface ClientSettings {
   /** Ids of the negotiated contexts, by name. */
   readonly contextIds: ReadonlyMap<string, number>;
-  /** Longest read request wanted, in bytes. */
+  /** Longest read or write request wanted, in bytes. */
   readonly requestSize: number;
   readonly requestTimeoutMs: number;
 }
@@ -30,13 +31,15 @@ export const MAX_STATUS_LENGTH = 4 * GiB - 64 * KiB;
  * All methods may be called at any time, also while others are waiting: requests stand in line for 16 places.
  * A request that the server refuses rejects with `NbdRequestError` and the connection lives on. Everything else
  * ends the connection and every request on it: `NbdProtocolError`, `NbdConnectionError` (also when one request
- * stayed unanswered for too long).
+ * stayed unanswered for too long). A socket that was opened to be held stays open all the same, of no use, until
+ * `destroy`.
  */
 export class NbdClient {
   readonly export: NbdExport;
   readonly #contextIds: ReadonlyMap<string, number>;
   readonly #transmission: Transmission;
   readonly #plan: ReadPlan;
+  readonly #writer: ExportWriter;
 
   /** Use `negotiate`. */
   constructor(socket: NbdSocket, source: NbdExport, settings: ClientSettings) {
@@ -55,6 +58,12 @@ export class NbdClient {
       requestSize: Math.max(roundDown(longest, minimum), minimum),
       dontFragment: source.flags.sendDf,
     };
+    this.#writer = new ExportWriter({
+      export: source,
+      requestSize: this.#plan.requestSize,
+      run: (job, signal) => this.#run(job, signal),
+      read: (offset, target, signal) => this.read(offset, target, { signal }),
+    });
   }
 
   /** For `negotiate`: takes over the socket. @param early bytes that the handshake did not take */
@@ -160,6 +169,58 @@ export class NbdClient {
   }
 
   /**
+   * Writes `bytes` at `offset`: as several requests, in any order, at most 16 in flight on the connection in all.
+   * The buffer must not change until this settles. A range that does not begin or end at a multiple of the
+   * export's minimum block size is completed by reading the block there and writing it back: nobody else may
+   * write to such a block at the same time. Resolved means that the server has the bytes, not that they last:
+   * see `flush`.
+   *
+   * Aborting while requests of this write are in flight destroys the connection.
+   *
+   * @throws {UsageError} when the export is read-only
+   * @throws {NbdRequestError} when the server refuses (ENOSPC, EIO, EPERM, beyond the end); then part may be written
+   * @throws `signal.reason` when aborted
+   */
+  async write(offset: number, bytes: Buffer, options: RequestOptions = {}): Promise<void> {
+    const { signal } = options;
+    signal?.throwIfAborted();
+    requireRange(offset, bytes.length);
+    await this.#writer.write(offset, bytes, signal);
+  }
+
+  /**
+   * Makes a range read as zeroes, by NBD_CMD_WRITE_ZEROES in requests of up to 32 MiB (and the export's maximum
+   * block size); by plain writes where the server does not offer it. Else as `write`.
+   *
+   * @param options.noHole the range must stay allocated (NBD_CMD_FLAG_NO_HOLE); default: the server may punch a hole
+   * @throws as `write`
+   */
+  async writeZeroes(
+    offset: number,
+    length: number,
+    options: RequestOptions & { readonly noHole?: boolean } = {},
+  ): Promise<void> {
+    const { signal, noHole = false } = options;
+    signal?.throwIfAborted();
+    requireRange(offset, length);
+    await this.#writer.writeZeroes(offset, length, noHole, signal);
+  }
+
+  /**
+   * Makes all that was written last (NBD_CMD_FLUSH): every write that was resolved before, on this connection,
+   * and, where the export says `canMultiConn`, on all others to it. A server that does not offer it has nothing to
+   * flush.
+   *
+   * @throws {NbdRequestError} when the server fails to
+   * @throws `signal.reason` when aborted
+   */
+  async flush(options: RequestOptions = {}): Promise<void> {
+    const { signal } = options;
+    signal?.throwIfAborted();
+    await this.#writer.flush(signal);
+  }
+
+  /**
    * Waits for what was asked before, sends NBD_CMD_DISC and closes; refuses what is asked afterwards. Never
    * fails; harmless when the connection is gone.
    */
@@ -172,8 +233,7 @@ export class NbdClient {
    * as another process holds a duplicate of the descriptor.
    */
   destroy(reason?: Error): void {
-    if (reason === undefined) this.#transmission.cancel();
-    else this.#transmission.end(reason);
+    this.#transmission.destroy(reason);
   }
 
   /** Puts a job in line and waits for it. */

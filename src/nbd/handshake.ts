@@ -54,7 +54,7 @@ const MAX_REQUEST_SIZE = 1 * MiB;
 
 /**
  * Does the handshake (fixed newstyle: NBD_OPT_STRUCTURED_REPLY, NBD_OPT_SET_META_CONTEXT, NBD_OPT_GO) and
- * enters transmission. The socket belongs to the client from then on; when this fails, it is closed.
+ * enters transmission. The socket belongs to the client from then on; when this fails, it is closed, unless it is held.
  *
  * @throws {NotFoundError} TM_NBD_NO_EXPORT when the server has no such export
  * @throws {NbdConnectionError} TM_NBD_REFUSED, TM_NBD_TIMEOUT, TM_NBD_EOF_HANDSHAKE
@@ -69,11 +69,11 @@ export async function negotiate(socket: NbdSocket, options: NegotiateOptions): P
     signal?.throwIfAborted();
     validate(what, options);
   } catch (error) {
-    socket.destroy();
+    socket.abandon();
     throw error;
   }
   const work = shakeHands(socket, what, options);
-  return withLimits(work, { what, timeoutMs, signal, end: (reason) => socket.destroy(reason) });
+  return withLimits(work, { what, timeoutMs, signal, end: (reason) => socket.abandon(reason) });
 }
 
 /**

@@ -28,18 +28,20 @@ const MAX_SOCKET_PATH = 107;
 export class NbdSocket {
   readonly address: NbdAddress;
   readonly #socket: Socket;
+  readonly #isHeld: boolean;
   #receiver: Receiver | undefined;
   #early: Buffer = Buffer.alloc(0);
   #end: { readonly error: Error | undefined } | undefined;
   #corked = false;
 
   /** Use `openSocket`. */
-  constructor(address: NbdAddress, socket: Socket) {
+  constructor(address: NbdAddress, socket: Socket, isHeld: boolean) {
     this.address = address;
     this.#socket = socket;
-    socket.on("error", (error) => this.#ended(error));
-    socket.on("end", () => this.#ended(undefined));
-    socket.on("close", () => this.#ended(undefined));
+    this.#isHeld = isHeld;
+    socket.on("error", (error) => this.destroy(error));
+    socket.on("end", () => this.destroy());
+    socket.on("close", () => this.destroy());
   }
 
   /** The file descriptor, to be duplicated into a child process; undefined when closed. */
@@ -87,6 +89,13 @@ export class NbdSocket {
 
   /** Closes at once. The receiver is told, if it was not before. */
   destroy(error?: Error): void {
+    this.#socket.destroy();
+    this.#ended(error);
+  }
+
+  /** Gives the connection up: as `destroy`, but one that is held stays open, and what still arrives is dropped. */
+  abandon(error?: Error): void {
+    if (!this.#isHeld) this.#socket.destroy();
     this.#ended(error);
   }
 
@@ -100,7 +109,7 @@ export class NbdSocket {
     if (this.#early.length + chunk.length > MAX_EARLY_BYTES) {
       const what = `Cannot talk to NBD server ${describeAddress(this.address)}`;
       const text = `it sent ${this.#early.length + chunk.length} bytes before it was asked anything`;
-      this.#ended(new NbdProtocolError("TM_NBD_FLOOD", `${what}: ${text}`));
+      this.abandon(new NbdProtocolError("TM_NBD_FLOOD", `${what}: ${text}`));
       return;
     }
     this.#early = Buffer.concat([this.#early, chunk]);
@@ -109,7 +118,6 @@ export class NbdSocket {
   #ended(error: Error | undefined): void {
     if (this.#end !== undefined) return;
     this.#end = { error };
-    this.#socket.destroy();
     this.#receiver?.ended(error);
   }
 }
@@ -121,6 +129,11 @@ function reasonOf(error: Error): string {
 
 /** Options of `openSocket`. */
 export interface OpenSocketOptions {
+  /**
+   * Whatever fails, the connection stays open until it is destroyed: a server that keeps silent or breaks the protocol
+   * ends the requests, not the connection. (There are builds of QEMU that abort when a client leaves.) Default false.
+   */
+  readonly hold?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   /** How long connecting may take. Default 10 seconds. */
   readonly timeoutMs?: number | undefined;
@@ -134,7 +147,7 @@ export interface OpenSocketOptions {
  * @throws `signal.reason` when aborted
  */
 export async function openSocket(address: NbdAddress, options: OpenSocketOptions = {}): Promise<NbdSocket> {
-  const { signal, timeoutMs = 10_000 } = options;
+  const { hold = false, signal, timeoutMs = 10_000 } = options;
   signal?.throwIfAborted();
   const name = describeAddress(address);
   if (address.transport === "unix" && Buffer.byteLength(address.path) > MAX_SOCKET_PATH) {
@@ -150,7 +163,7 @@ export async function openSocket(address: NbdAddress, options: OpenSocketOptions
   };
   const target = address.transport === "unix" ? { path: address.path } : address;
   const socket = connect({ ...target, noDelay: true, onread });
-  const nbdSocket = (opened = new NbdSocket(address, socket));
+  const nbdSocket = (opened = new NbdSocket(address, socket, hold));
   const what = `Cannot connect to NBD server ${name}`;
   const connected = new Promise<void>((resolve, reject) => {
     socket.once("connect", resolve);

@@ -106,11 +106,19 @@ export class Transmission implements Receiver, ReplyContext {
       await this.#whenIdle();
       await this.#disconnect();
       this.end(undefined);
+      this.#socket.destroy();
     }
     await this.closed;
   }
 
-  /** Closes at once; everything pending ends with `reason`. */
+  /** Closes at once, also a connection that is held; everything pending ends with `reason`. */
+  destroy(reason: Error | undefined): void {
+    if (reason === undefined) this.cancel();
+    else this.end(reason);
+    this.#socket.destroy();
+  }
+
+  /** Gives the connection up; everything pending ends with `reason`. */
   end(reason: Error | undefined): void {
     if (this.#end !== undefined) return;
     this.#end = { reason };
@@ -118,7 +126,7 @@ export class Transmission implements Receiver, ReplyContext {
     const seen = reason ?? this.#over("TM_NBD_CLOSED", "it was closed");
     const lost = [...this.#inFlight.values()];
     this.#inFlight.clear();
-    this.#socket.destroy();
+    this.#socket.abandon();
     for (const { request } of lost) request.lost(seen);
     for (const job of this.#jobs.splice(0)) job.lost(seen);
     for (const wake of this.#idle.splice(0)) wake();
@@ -207,6 +215,7 @@ export class Transmission implements Receiver, ReplyContext {
     this.#inFlight.set(this.#lastCookie, { request, sentAt: performance.now() });
     const { type, flags, offset, length } = request;
     this.#socket.write(encodeRequest({ type, flags, cookie: this.#lastCookie, offset, length }));
+    if (request.payload !== undefined) this.#socket.write(request.payload);
     if (this.#timer === undefined) this.#watch(this.#options.requestTimeoutMs);
   }
 

@@ -16,7 +16,8 @@ let encoder: FrameEncoder | undefined;
 
 /** Connects to every export and says nothing yet: the file descriptors can be handed to another process first. */
 async function open(exports: readonly FrameExport[]): Promise<ThreadResult> {
-  for (const { address } of exports) sockets.push(await openSocket(address));
+  // Held: whoever disconnects before the exports are gone may abort the machine.
+  for (const { address } of exports) sockets.push(await openSocket(address, { hold: true }));
   return { value: sockets.map((socket) => socket.fd) };
 }
 

@@ -6,7 +6,7 @@ import { discover } from "../../src/machine/discover.js";
 import { removeBitmaps, tearDown } from "../../src/machine/teardown.js";
 import { freezeActions } from "../../src/machine/transaction.js";
 import type { FreezeRequest } from "../../src/machine/index.js";
-import { connect, NBD_STATE_DIRTY, openSocket } from "../../src/nbd/index.js";
+import { connect, NBD_STATE_DIRTY, negotiate, openSocket } from "../../src/nbd/index.js";
 import {
   formatBitmapName,
   formatRunObject,
@@ -177,5 +177,36 @@ describe("FrozenPoint.release()", () => {
     }
     await vm.waitForGuestWriting();
     expect(await residueOf(vm.monitor)).toEqual(NOTHING);
+  });
+
+  it("spares QEMU 7.2 although it kept silent until its clients gave up", async () => {
+    await using directory = await temporaryDirectory();
+    const path = await createImage(directory.file("disk.qcow2"), "qcow2", SIZE);
+    await using vm = await startMachine({ disks: [{ path, format: "qcow2", iothread: true }], guest: TRAIL });
+    await using machine = await openMachine(vm.qmp, directory.file("run"), { allowUnguarded: true });
+    const frozen = await machine.freeze(freezeRequest(machine.disks));
+    const [{ socket: address, exportName }] = frozen.disks as [(typeof frozen.disks)[number]];
+    const [busy, greeting] = [
+      await openSocket(address, { hold: true }),
+      await openSocket(address, { hold: true }),
+    ];
+    const client = await negotiate(busy, { exportName, requestTimeoutMs: 200 });
+    // As a host does that waits for its own disks.
+    process.kill(vm.pid, "SIGSTOP");
+    const given = await Promise.allSettled([
+      client.read(0, Buffer.alloc(SIZE)),
+      negotiate(greeting, { exportName, timeoutMs: 200 }),
+    ]);
+    process.kill(vm.pid, "SIGCONT");
+    const timeout = { status: "rejected", reason: { code: "TM_NBD_TIMEOUT" } };
+    expect(given).toMatchObject([timeout, timeout]);
+    await vm.waitForGuestWriting();
+    await frozen.release(() => {
+      busy.destroy();
+      greeting.destroy();
+      return Promise.resolve();
+    });
+    await vm.waitForGuestWriting();
+    expect({ ...(await residueOf(vm.monitor)), checkpoints: [] }).toEqual(NOTHING);
   });
 });
