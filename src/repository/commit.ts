@@ -1,7 +1,7 @@
 import type { IoOptions } from "../bytes/index.js";
 import { BusyError, messageOf, TidemarkError } from "../errors/index.js";
 import type { Storage } from "../storage/index.js";
-import { readManifest, readManifestBytes } from "./catalogue.js";
+import { readManifest, readManifestBytes, surveyMachine } from "./catalogue.js";
 import { FencedError } from "./errors.js";
 import { manifestKey } from "./layout.js";
 import type { PointManifest } from "./manifest.js";
@@ -48,6 +48,7 @@ export async function commitPoint(
     if (found?.equals(bytes) !== true) throw changed(manifest, "another manifest took the place of its own");
     if ((await chainState(storage, manifest, {})) !== before)
       throw changed(manifest, "the chain that it continues was changed");
+    await checkImages(storage, manifest, {});
   } catch (error) {
     // A write that failed may have happened all the same.
     await withdraw(storage, manifest, bytes, error);
@@ -104,7 +105,11 @@ function changed(manifest: PointManifest, what: string): FencedError {
   );
 }
 
-/** Removes the manifest again, if it is this run's. */
+/**
+ * Removes the manifest again, if it is this run's. A run that took the lock over may have seen the point and have
+ * committed an increment of it: then it stays, whole as it is. That other run asks after its own commit whether
+ * its parent is still there, as this one asks after its deletion whether there is a child: one of them sees the other.
+ */
 async function withdraw(
   storage: Storage,
   { id, machine }: PointManifest,
@@ -113,7 +118,10 @@ async function withdraw(
 ): Promise<void> {
   try {
     const found = await readManifestBytes(storage, machine.name, id);
-    if (found?.equals(bytes) === true) await storage.delete(manifestKey(machine.name, id));
+    if (found?.equals(bytes) !== true || (await mayHaveChildren(storage, machine.name, id))) return;
+    const key = manifestKey(machine.name, id);
+    await storage.delete(key);
+    if (await mayHaveChildren(storage, machine.name, id)) await storage.put(key, bytes, { ifAbsent: true });
   } catch (error) {
     throw new TidemarkError(
       "TM_WITHDRAW_FAILED",
@@ -121,4 +129,12 @@ async function withdraw(
       { cause: error, hint: `Remove "${manifestKey(machine.name, id)}" from ${storage.description}` },
     );
   }
+}
+
+async function mayHaveChildren(storage: Storage, machine: string, id: string): Promise<boolean> {
+  const { points, unreadable } = await surveyMachine(storage, machine);
+  return (
+    points.some(({ disks }) => disks.some(({ parent }) => parent === id)) ||
+    unreadable.some((other) => other.id > id)
+  );
 }

@@ -58,16 +58,17 @@ export async function discardPoint(
   id: string,
   options: IoOptions = {},
 ): Promise<void> {
-  if ((await readManifestBytes(storage, machine, id, options)) !== undefined) {
+  const manifest = await readManifestBytes(storage, machine, id, options);
+  const keys: string[] = [];
+  for await (const { key } of storage.list(pointPrefix(machine, id), options)) keys.push(key);
+  // Asked twice: network file systems remember for a while that a file was not there.
+  if (manifest !== undefined || keys.includes(manifestKey(machine, id))) {
     throw new TidemarkError(
       "TM_POINT_COMMITTED",
       `Cannot discard point ${id} of machine "${machine}": it is committed`,
     );
   }
-  const keys: string[] = [];
-  for await (const { key } of storage.list(pointPrefix(machine, id), options)) keys.push(key);
-  for (const key of keys.filter((candidate) => candidate !== manifestKey(machine, id)))
-    await storage.delete(key, options);
+  for (const key of keys) await storage.delete(key, options);
   await storage.discardLeftovers(pointPrefix(machine, id), options);
 }
 

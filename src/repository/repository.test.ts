@@ -343,6 +343,45 @@ describe("Repository.commitPoint()", () => {
     expect(await keysOf("web/")).toEqual([`web/${P1}/sda.qcow2`]);
   });
 
+  it("withdraws the point when its images went away meanwhile", async () => {
+    const manifest = await writeImages(repository, { machine: "web", id: P1, disks: [disk()] });
+    let asked = 0;
+    const fence = async (): Promise<void> => {
+      asked += 1;
+      if (asked === 2) await storage.delete(`web/${P1}/sda.qcow2`);
+    };
+    await expect(repository.commitPoint(manifest, { fence })).rejects.toThrow(DamageError);
+    expect(await keysOf("web/")).toEqual([]);
+  });
+
+  it("leaves the point when another run has built on it meanwhile, however late that was", async () => {
+    for (const [id, next, when] of [
+      [P1, P2, "before the fence is down"],
+      [P3, P4, "while the point is withdrawn"],
+    ] as const) {
+      const manifest = await writeImages(repository, { machine: "web", id, disks: [disk()] });
+      const build = async (): Promise<void> => {
+        await writePoint(repository, { machine: "web", id: next, disks: [disk({ parent: manifest })] });
+      };
+      const remove = storage.delete.bind(storage);
+      storage.delete = async (...call) => {
+        if (when === "while the point is withdrawn") await build();
+        await remove(...call);
+      };
+      let asked = 0;
+      const fence = async (): Promise<void> => {
+        asked += 1;
+        if (asked === 1) return;
+        if (when === "before the fence is down") await build();
+        throw new FencedError("lost");
+      };
+      await expect(repository.commitPoint(manifest, { fence })).rejects.toThrow(FencedError);
+      storage.delete = remove;
+      expect({ when, point: await repository.point("web", id) }).toEqual({ when, point: manifest });
+      await (await repository.openChain("web", next, "sda")).close();
+    }
+  });
+
   it("withdraws the point when writing its manifest failed after it was there", async () => {
     const manifest = await writeImages(repository, { machine: "web", id: P1, disks: [disk()] });
     const put = storage.put.bind(storage);
@@ -397,6 +436,14 @@ describe("Repository.discardPoint() and collectGarbage()", () => {
     await storage.put(`web/${P2}/point.json`, Buffer.from("{"));
     await expect(repository.discardPoint("web", P2)).rejects.toMatchObject({ code: "TM_POINT_COMMITTED" });
     expect(await keysOf("web/")).toEqual([`web/${P2}/point.json`, `web/${P2}/sda.qcow2`]);
+  });
+
+  it("discardPoint() believes a listing that shows a manifest which was not there a moment ago", async () => {
+    await writePoint(repository, { machine: "web", id: P1, disks: [disk()] });
+    const get = storage.get.bind(storage);
+    storage.get = async (key, options) => get(key.replace("point.json", "not-seen-yet"), options);
+    await expect(repository.discardPoint("web", P1)).rejects.toMatchObject({ code: "TM_POINT_COMMITTED" });
+    expect(await keysOf("web/")).toEqual([`web/${P1}/point.json`, `web/${P1}/sda.qcow2`]);
   });
 
   it("collectGarbage() removes what dead runs left, and nothing else", async () => {
