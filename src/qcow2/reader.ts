@@ -14,13 +14,15 @@ export interface ImageReaderOptions extends IoOptions {
   readonly name?: string | undefined;
   /** Most bytes of L2 tables kept in memory; default 16 MiB. */
   readonly cacheBytes?: number | undefined;
+  /** The same image where header and tables are concerned: who vouches for them may refuse other bytes. Default `source`. */
+  readonly tables?: ByteSource | undefined;
 }
 
 /**
  * Reads the mapping of one qcow2 image (docs/interop/qcow2.txt of QEMU), written by tidemark or by QEMU: version 2
  * and 3, clusters of 512 bytes to 2 MiB, zlib and zstd. Internal snapshots are ignored.
  *
- * Header and tables are read through the source alone and trusted as far as the source is; that they keep to the
+ * Header and tables are read through one source alone and trusted as far as that is; that they keep to the
  * format and to the file is checked on every use. Data is not read here: see ImageChain and ClusterDecoder.
  */
 export class ImageReader {
@@ -38,12 +40,14 @@ export class ImageReader {
   readonly identity: ImageIdentity | undefined;
   readonly #version: number;
   readonly #clusterBits: number;
+  readonly #tables: ByteSource;
   readonly #l1: Buffer;
   readonly #cache: TableCache;
 
   private constructor(source: ByteSource, head: ImageHead, l1: Buffer, options: ImageReaderOptions) {
     this.name = options.name ?? "image";
     this.source = source;
+    this.#tables = options.tables ?? source;
     this.virtualSize = head.header.size;
     this.clusterSize = 2 ** head.header.clusterBits;
     this.compression = head.header.compression;
@@ -64,8 +68,8 @@ export class ImageReader {
    */
   static async open(source: ByteSource, options: ImageReaderOptions = {}): Promise<ImageReader> {
     options.signal?.throwIfAborted();
-    const name = options.name ?? "image";
-    const head = await readHead(source, name, options);
+    const { name = "image", tables = source } = options;
+    const head = await readHead(tables, name, options);
     const { size, clusterBits, l1Size, l1TableOffset } = head.header;
     const needed = l1EntriesFor(size, 2 ** clusterBits);
     if (l1Size * ENTRY_BYTES > MAX_L1_BYTES || l1Size < needed) {
@@ -81,7 +85,7 @@ export class ImageReader {
         `its L1 table at byte ${l1TableOffset} is not aligned or exceeds the file of ${source.length} bytes`,
       );
     }
-    const l1 = length === 0 ? Buffer.alloc(0) : await source.read(l1TableOffset, length, options);
+    const l1 = length === 0 ? Buffer.alloc(0) : await tables.read(l1TableOffset, length, options);
     return new ImageReader(source, head, l1, options);
   }
 
@@ -152,7 +156,7 @@ export class ImageReader {
   }
 
   async #readTable(at: number, options: IoOptions): Promise<Buffer> {
-    const read = await this.source.read(at, this.clusterSize, options);
+    const read = await this.#tables.read(at, this.clusterSize, options);
     const table = read.byteOffset % 4 === 0 ? read : Buffer.from(new Uint8Array(read).buffer);
     this.#cache.set(at, table);
     return table;

@@ -53,8 +53,8 @@ export class PointImage {
       if (object.length !== disk.bytes)
         throw await report(`it has ${object.length} bytes, its manifest says ${disk.bytes}`);
       const source = new VerifyingSource(object, disk.segments, report);
-      const reader = await ImageReader.open(source, { signal, name: key, cacheBytes: options.cacheBytes });
-      source.admitFrames();
+      const { cacheBytes } = options;
+      const reader = await ImageReader.open(source, { signal, name: key, cacheBytes, tables: source.tables });
       const mismatch = mismatchOf(reader, facts);
       if (mismatch !== undefined) throw await report(mismatch);
       return new PointImage(key, facts, reader, object);

@@ -1,7 +1,8 @@
+import { createHash } from "node:crypto";
 import { beforeEach, describe, expect, it } from "vitest";
 import { pointId, writeImages, writePoint, type DiskContent } from "../../test/interop/repository-points.js";
 import { DamageError, NotFoundError, UsageError } from "../errors/index.js";
-import { ImageReader } from "../qcow2/index.js";
+import { digestOfSegments, ImageReader } from "../qcow2/index.js";
 import { MemoryStorage } from "../storage/index.js";
 import { FencedError } from "./errors.js";
 import type { PointManifest } from "./manifest.js";
@@ -263,6 +264,24 @@ describe("Repository.openChain()", () => {
     );
     await rewrite(second, { token: "0badcafe", bitmap: null });
     await expect(repository.openChain("web", P2, "sda")).rejects.toThrow("holds no disk 0badcafe");
+  });
+
+  it("refuses an image whose tables lie among its frames, although manifest and L1 table agree", async () => {
+    const manifest = await writePoint(repository, { machine: "web", id: P1, disks: [disk()] });
+    const key = `web/${P1}/sda.qcow2`;
+    const bytes = await storage.get(key, MAX);
+    // The one data segment begins behind the header cluster, and is one cluster long.
+    bytes.writeBigUInt64BE((1n << 63n) | 65536n, Number(bytes.readBigUInt64BE(40)));
+    await storage.put(key, bytes);
+    const segments = (manifest.disks[0]?.segments ?? []).map((segment) => {
+      const { offset, length } = segment;
+      const part = bytes.subarray(offset, offset + length);
+      return { ...segment, sha256: createHash("sha256").update(part).digest("hex") };
+    });
+    await rewrite(manifest, { segments, sha256: digestOfSegments(segments) });
+    const chain = await repository.openChain("web", P1, "sda");
+    await expect(chain.chain.read(0, 512)).rejects.toThrow("at byte 65536, where frames are stored");
+    await chain.close();
   });
 
   it("explains the damage of a frame by its image and points", async () => {

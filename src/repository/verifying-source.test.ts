@@ -43,7 +43,6 @@ function sample(): { bytes: Buffer; source: CountingSource; verifying: Verifying
 describe("VerifyingSource", () => {
   it("returns the bytes of any range, across segments too", async () => {
     const { bytes, verifying } = sample();
-    verifying.admitFrames();
     for (const [offset, length] of [
       [0, 300_000],
       [0, 0],
@@ -71,7 +70,6 @@ describe("VerifyingSource", () => {
     "notices a wrong byte %i wherever in its segment one reads",
     async (at) => {
       const { source, verifying } = sample();
-      verifying.admitFrames();
       source.bytes[at]! ^= 1;
       const [start, end] = at < 1000 ? [0, 999] : [50_000, 249_999];
       const told = new RegExp(`in bytes ${start} to ${end} differs`);
@@ -99,11 +97,13 @@ describe("VerifyingSource", () => {
     expect(source.reads).toEqual(["50000+65536"]);
   });
 
-  it("lets frames pass only after it was opened for them", async () => {
+  it("never takes frames for tables", async () => {
     const { bytes, source, verifying } = sample();
-    await expect(verifying.read(1000, 10)).rejects.toThrow("where frames are stored");
-    await expect(verifying.read(249_990, 20)).rejects.toThrow("where frames are stored");
-    verifying.admitFrames();
+    const { tables } = verifying;
+    await expect(tables.read(1000, 10)).rejects.toThrow("at byte 1000, where frames are stored");
+    await expect(tables.read(249_990, 20)).rejects.toThrow("where frames are stored");
+    expect(tables.length).toBe(verifying.length);
+    expect((await tables.read(60_000, 10)).equals(bytes.subarray(60_000, 60_010))).toBe(true);
     source.reads.length = 0;
     expect((await verifying.read(1000, 10)).equals(bytes.subarray(1000, 1010))).toBe(true);
     expect(source.reads).toEqual(["1000+10"]);

@@ -16,17 +16,19 @@ export type DamageReport = (what: string) => Promise<Error>;
  * qcow2 has no checksum over its tables, and one wrong byte in them silently shows an older version of a cluster. So
  * the first read of a header or table segment digests the whole segment, and keeps a digest of each
  * piece of it: from then on the pieces alone are read and checked. Nothing is kept in memory but digests, and bytes
- * that change between two reads are noticed. Frames pass: each carries a checksum of its own.
+ * that change between two reads are noticed. Frames pass: each carries a checksum of its own. So that nothing
+ * passes for a table which was stored as a frame, tables are read through `tables`.
  */
 export class VerifyingSource implements ByteSource {
   readonly length: number;
+  /** The header and the tables alone: refuses to read frames. */
+  readonly tables: ByteSource;
   readonly #source: ByteSource;
   /** By offset: consecutive, from 0 to the image's end. */
   readonly #segments: readonly Segment[];
   readonly #report: DamageReport;
   /** Digests of the pieces of verified segments, or of those being verified. */
   readonly #pieces = new Map<Segment, Promise<Buffer>>();
-  #admitsFrames = false;
 
   /**
    * @param segments of the image, as a validated manifest has them
@@ -37,14 +39,17 @@ export class VerifyingSource implements ByteSource {
     this.#source = source;
     this.#segments = [...segments].sort((a, b) => a.offset - b.offset);
     this.#report = report;
-  }
-
-  /** Lets reads of frames pass. Before, only header and tables can be read: who opens an image needs no more. */
-  admitFrames(): void {
-    this.#admitsFrames = true;
+    this.tables = {
+      length: this.length,
+      read: (offset, length, options = {}) => this.#read(offset, length, false, options),
+    };
   }
 
   async read(offset: number, length: number, options: IoOptions = {}): Promise<Buffer> {
+    return await this.#read(offset, length, true, options);
+  }
+
+  async #read(offset: number, length: number, admitsFrames: boolean, options: IoOptions): Promise<Buffer> {
     options.signal?.throwIfAborted();
     if (!(offset >= 0 && length >= 0 && offset + length <= this.length))
       throw await this.#report(`it has ${this.length} bytes, ${length} were wanted at ${offset}`);
@@ -54,17 +59,13 @@ export class VerifyingSource implements ByteSource {
       const segment = this.#segments[index];
       if (segment === undefined) throw await this.#report(`byte ${at} belongs to no segment of its manifest`);
       const end = Math.min(offset + length, endOf(segment));
-      parts.push(await this.#readFrom(segment, at, end - at, options));
+      if (segment.kind !== "data") parts.push(await this.#readVerified(segment, at, end - at, options));
+      else if (admitsFrames) parts.push(await this.#source.read(at, end - at, options));
+      else throw await this.#report(`a table is said to be at byte ${at}, where frames are stored`);
       at = end;
     }
     const [only] = parts;
     return only !== undefined && parts.length === 1 ? only : Buffer.concat(parts);
-  }
-
-  async #readFrom(segment: Segment, offset: number, length: number, options: IoOptions): Promise<Buffer> {
-    if (segment.kind !== "data") return await this.#readVerified(segment, offset, length, options);
-    if (this.#admitsFrames) return await this.#source.read(offset, length, options);
-    throw await this.#report(`a table is said to be at byte ${offset}, where frames are stored`);
   }
 
   async #readVerified(segment: Segment, offset: number, length: number, options: IoOptions): Promise<Buffer> {
