@@ -10,7 +10,12 @@ import {
   type LiveMachineOptions,
 } from "../machine/index.js";
 import { newPointId, repositoryTag } from "../point/index.js";
-import type { MachineLock, PointManifest, Repository } from "../repository/index.js";
+import {
+  requirePointText,
+  type MachineLock,
+  type PointManifest,
+  type Repository,
+} from "../repository/index.js";
 import { connectionCount } from "./connections.js";
 import { copyFrozen } from "./copy-frozen.js";
 import { closePlans, planDisks, type DiskPlan } from "./disk-plan.js";
@@ -59,6 +64,7 @@ export interface BackupOptions extends IoOptions {
  */
 export async function backup(options: BackupOptions): Promise<PointManifest> {
   const { repository, machine: name, source, signal } = options;
+  requirePointText(options);
   await using machine = await openLiveMachine({ ...source, signal });
   await using lock = await repository.lockMachine(name, { signal });
   const io = { signal: anySignal(signal, lock.lost) };

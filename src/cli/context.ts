@@ -36,6 +36,17 @@ export function repositoryOf(options: { readonly repo?: string }, context: CliCo
   throw new UsageError("No repository was named", { hint: "Give --repo <directory>, or set TIDEMARK_REPO" });
 }
 
+/** @throws {UsageError} when a repository is named, but not the machine that is to be looked up in it */
+export function requireMachineForRepository(options: {
+  readonly repo?: string;
+  readonly machine?: string;
+}): void {
+  if (options.repo === undefined || options.machine !== undefined) return;
+  throw new UsageError("--repo says nothing without the machine's name in it", {
+    hint: "Give --machine, too",
+  });
+}
+
 /** Where runs keep their state and locks on this host. */
 export function runDirectory(context: CliContext): string {
   const runtime = context.environment["XDG_RUNTIME_DIR"];

@@ -35,7 +35,8 @@ export async function runProgram(args: readonly string[], context: CliContext): 
       writeOut: (text) => context.stdout.write(text),
       writeErr: () => undefined,
     });
-  const wanted = args.find((argument) => !argument.startsWith("-"));
+  const words = args[0] === "help" ? [...args.slice(1), "--help"] : args;
+  const wanted = words.find((argument) => !argument.startsWith("-"));
   for (const { name, summary, load } of COMMANDS) {
     const command = program.command(name).description(summary).exitOverride();
     if (name !== wanted) continue;
@@ -53,11 +54,26 @@ export async function runProgram(args: readonly string[], context: CliContext): 
     return;
   }
   try {
-    await program.parseAsync(args, { from: "user" });
+    await program.parseAsync(words, { from: "user" });
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return;
-    const hint = wanted === undefined ? "See tidemark --help" : `See tidemark ${wanted} --help`;
-    throw new UsageError(error.message.replace(/^error: /, ""), { cause: error, hint });
+    throw new UsageError(describe(error), { cause: error, hint: hintFor(wanted, words) });
   }
+}
+
+/** Commander's sentence as one of ours: one line, without its prefix and full stop. */
+function describe({ message }: CommanderError): string {
+  return message
+    .replace(/^error: /, "")
+    .replace(/\n\((.*)\)$/, ". $1")
+    .replace(/\.$/, "");
+}
+
+function hintFor(wanted: string | undefined, words: readonly string[]): string {
+  const isCommand = COMMANDS.some(({ name }) => name === wanted);
+  if (isCommand && wanted === words[0]) return `See tidemark ${wanted} --help`;
+  return words[0]?.startsWith("-") === true
+    ? "Options stand behind the command; see tidemark --help"
+    : "See tidemark --help";
 }

@@ -1,5 +1,5 @@
 import { stat } from "node:fs/promises";
-import { NotFoundError, UsageError } from "../errors/index.js";
+import { messageOf, NotFoundError, TidemarkError, UsageError } from "../errors/index.js";
 import {
   openRepository,
   parsePointReference,
@@ -16,20 +16,30 @@ export async function repositoryAt(
   context: CliContext,
 ): Promise<Repository> {
   const where = directoryOf(repositoryOf(options, context));
-  if (!(await isDirectory(where))) {
+  if ((await isDirectory(where)) !== true) {
     throw new NotFoundError("TM_REPOSITORY_NOT_FOUND", `There is no repository at ${where}`, {
-      hint: `Make one with tidemark init --repo ${where}`,
+      hint: "Check the place given with --repo, and that it is mounted; `tidemark init` makes a new repository",
     });
   }
   return await openRepository(await LocalStorage.open(where), { signal: context.signal });
 }
 
-async function isDirectory(path: string): Promise<boolean> {
+/** @throws {UsageError} when something else than a directory is there */
+export async function requireNoFile(path: string): Promise<void> {
+  if ((await isDirectory(path)) !== false) return;
+  throw new UsageError(`${path} is not a directory`, { hint: "Name a directory, or a place for a new one" });
+}
+
+/** @returns undefined when nothing is there */
+async function isDirectory(path: string): Promise<boolean | undefined> {
   try {
     return (await stat(path)).isDirectory();
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return false;
-    throw error;
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === "ENOENT" || code === "ENOTDIR") return undefined;
+    throw new TidemarkError("TM_REPOSITORY_UNREADABLE", `Cannot look at ${path}: ${messageOf(error)}`, {
+      cause: error,
+    });
   }
 }
 

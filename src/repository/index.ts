@@ -31,6 +31,7 @@ export {
 } from "./manifest.js";
 export { PointChain } from "./point-chain.js";
 export { PointImage } from "./point-image.js";
+export { requirePointText, type PointText } from "./point-text.js";
 export { REPOSITORY_FORMAT, type RepositoryFile } from "./repository-file.js";
 export { initRepository, openRepository, Repository, type NewImage } from "./repository.js";
 export { parsePointReference, selectPoint, type PointReference, type SelectablePoint } from "./selector.js";

@@ -17,6 +17,11 @@ export interface SelectablePoint extends PointNode {
 
 const LATEST = /^latest(?:~(\d{1,9}))?$/;
 
+/** Whether a selector is relative to the newest point. */
+export function isLatest(selector: string): boolean {
+  return LATEST.test(selector);
+}
+
 /** Reads `MACHINE@POINT` or `MACHINE`. @throws {UsageError} when it is neither */
 export function parsePointReference(text: string): PointReference {
   const at = text.indexOf("@");

@@ -70,7 +70,7 @@ async function timed<T>(what: string, peakOf: () => Promise<number>, action: () 
   const result = await action();
   const seconds = (performance.now() - started) / 1000;
   const peak = await peakOf();
-  console.info(`${what}: ${seconds.toFixed(1)} s, ${Math.round(peak / MiB)} MiB resident at most`);
+  process.stderr.write(`${what}: ${seconds.toFixed(1)} s, ${Math.round(peak / MiB)} MiB resident at most\n`);
   expect(seconds, `seconds of the ${what}`).toBeLessThan(MOST_SECONDS);
   // Node alone has tens of MiB: less would be a measurement of something else.
   expect(peak).toBeGreaterThan(30 * MiB);

@@ -1,10 +1,15 @@
 import type { Command } from "commander";
-import { UsageError } from "../../errors/index.js";
 import { leftoverLines } from "../../inspect/index.js";
 import { openLiveMachine, recover } from "../../machine/index.js";
 import { repositoryTag } from "../../point/index.js";
 import { parseQmpAddress } from "../../qmp/index.js";
-import { runDirectory, withRepository, type CliContext, type CommonOptions } from "../context.js";
+import {
+  requireMachineForRepository,
+  runDirectory,
+  withRepository,
+  type CliContext,
+  type CommonOptions,
+} from "../context.js";
 import { report } from "../render/output.js";
 import { repositoryAt } from "../repository.js";
 
@@ -39,11 +44,7 @@ async function cleanUp(options: CleanupOptions, context: CliContext): Promise<vo
   const { signal } = context;
   const address = parseQmpAddress(options.qmp);
   const isNamed = options.repo !== undefined || context.environment["TIDEMARK_REPO"] !== undefined;
-  if (name === undefined && options.repo !== undefined) {
-    throw new UsageError("--repo says nothing without the machine's name in it", {
-      hint: "Give --machine, too",
-    });
-  }
+  requireMachineForRepository(options);
   const repository = name !== undefined && isNamed ? await repositoryAt(options, context) : undefined;
   await using machine = await openLiveMachine({
     address,

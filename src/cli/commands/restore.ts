@@ -2,7 +2,7 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { Option, type Command } from "commander";
 import { formatSize } from "../../bytes/index.js";
-import { UsageError } from "../../errors/index.js";
+import { messageOf, UsageError } from "../../errors/index.js";
 import type { Extent } from "../../extent/index.js";
 import type { PointManifest } from "../../repository/index.js";
 import {
@@ -16,7 +16,7 @@ import { integerArgument, rangeArgument, rateArgument, timeArgument } from "../a
 import { withRepository, type CliContext, type CommonOptions } from "../context.js";
 import { withEvents, type EmitEvent } from "../render/output.js";
 import { progressFor } from "../render/progress.js";
-import { pointAt, repositoryAt } from "../repository.js";
+import { pointAt, repositoryAt, requireNoFile } from "../repository.js";
 
 interface RestoreCommandOptions extends CommonOptions {
   readonly repo?: string;
@@ -111,7 +111,7 @@ async function chooseTargets(
 ): Promise<RestoreDisk[]> {
   const { toDir, to, format } = options;
   if (toDir !== undefined) {
-    await mkdir(toDir, { recursive: true });
+    await makeDirectory(toDir);
     return point.disks.map(({ name }) => ({ name, to: { path: join(toDir, `${name}.${format}`) } }));
   }
   if (to === undefined) {
@@ -126,4 +126,13 @@ async function chooseTargets(
     throw new UsageError("The point has more than one disk", { hint: `Name one with --disk: ${names}` });
   }
   return [{ name, to: to === "-" ? { stream: context.stdout } : { path: to } }];
+}
+
+async function makeDirectory(path: string): Promise<void> {
+  await requireNoFile(path);
+  try {
+    await mkdir(path, { recursive: true });
+  } catch (error) {
+    throw new UsageError(`Cannot make directory ${path}: ${messageOf(error)}`, { cause: error });
+  }
 }

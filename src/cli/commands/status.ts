@@ -2,7 +2,13 @@ import type { Command } from "commander";
 import { formatSize } from "../../bytes/index.js";
 import { inspectMachine, type MachineStatus } from "../../inspect/index.js";
 import { parseQmpAddress } from "../../qmp/index.js";
-import { runDirectory, withRepository, type CliContext, type CommonOptions } from "../context.js";
+import {
+  requireMachineForRepository,
+  runDirectory,
+  withRepository,
+  type CliContext,
+  type CommonOptions,
+} from "../context.js";
 import { report } from "../render/output.js";
 import { renderTable } from "../render/table.js";
 import { repositoryAt } from "../repository.js";
@@ -27,6 +33,7 @@ EXAMPLES
     .action(async (options: StatusOptions) => {
       const address = parseQmpAddress(options.qmp);
       const { machine } = options;
+      requireMachineForRepository(options);
       const repository = machine === undefined ? undefined : await repositoryAt(options, context);
       const status = await inspectMachine({
         address,
@@ -49,7 +56,7 @@ function renderStatus({ machine, disks, refused, leftovers }: MachineStatus): st
       name,
       formatSize(virtualSize),
       next === null
-        ? "(name the machine to know)"
+        ? "not known without --machine"
         : next.reason === null
           ? next.kind
           : `${next.kind}: ${next.reason}`,
