@@ -7,7 +7,7 @@ import ts from "typescript";
 
 const ROWS = [
   ["errors"],
-  ["bytes", "flow"],
+  ["bytes", "flow", "process"],
   ["point", "extent", "retention"],
   ["qmp", "nbd", "qcow2", "storage", "guest-agent"],
   ["machine", "repository"],

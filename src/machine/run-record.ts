@@ -2,7 +2,7 @@ import { readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises
 import { basename, isAbsolute, join } from "node:path";
 import { TidemarkError } from "../errors/index.js";
 import { parseRunObject } from "../point/index.js";
-import { judgeHolder, type Holder, type Liveness } from "./holder.js";
+import { judgeOnThisHost, thisProcess, type ProcessIdentity } from "../process/index.js";
 
 /**
  * What a run writes down about itself, in `<run directory>/<run id>.json`, before it makes anything: whoever
@@ -11,7 +11,7 @@ import { judgeHolder, type Holder, type Liveness } from "./holder.js";
 export interface RunRecord {
   readonly version: 1;
   readonly run: string;
-  readonly holder: Holder;
+  readonly holder: ProcessIdentity;
   /** The monitor as the run was told: text, and the socket's device and inode. */
   readonly machine: { readonly address: string; readonly socket: string | null };
   /** Path of the NBD socket, once it may have been made. */
@@ -82,8 +82,8 @@ async function readRecord(path: string): Promise<FoundRun | undefined> {
     throw error;
   }
   const record = parseRecord(path, text);
-  const liveness: Liveness = await judgeHolder(record.holder);
-  if (liveness !== "unknown") return { record, liveness };
+  const liveness = await judgeOnThisHost(record.holder, await thisProcess());
+  if (liveness !== "unknown") return { record, liveness: liveness === "gone" ? "dead" : "alive" };
   return { record, liveness: Date.now() - heartbeat > SILENCE ? "dead" : "alive" };
 }
 
@@ -116,7 +116,9 @@ function isRecord(value: unknown): value is RunRecord {
     record?.version === 1 &&
     typeof record.run === "string" &&
     typeof holder?.pid === "number" &&
-    [holder.startTime, holder.bootId, holder.pidNamespace].every((field) => typeof field === "string") &&
+    [holder.startTime, holder.bootId, holder.pidNamespace].every(
+      (field) => field === null || typeof field === "string",
+    ) &&
     typeof machine?.address === "string" &&
     (machine.socket === null || typeof machine.socket === "string") &&
     (server === null || typeof server === "string") &&

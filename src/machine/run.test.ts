@@ -2,8 +2,8 @@ import { chmod, mkdtemp, readdir, rm, utimes, writeFile } from "node:fs/promises
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { thisProcess, type ProcessIdentity } from "../process/index.js";
 import { RunBusyError } from "./errors.js";
-import { judgeHolder, thisProcess, type Holder } from "./holder.js";
 import { Run } from "./run.js";
 import { readRecords, writeRecord, type RunRecord } from "./run-record.js";
 
@@ -19,7 +19,7 @@ afterEach(async () => {
 });
 
 /** The record of a run that another process has, or had. */
-async function plant(holder: Partial<Holder>, changes: Partial<RunRecord> = {}): Promise<void> {
+async function plant(holder: Partial<ProcessIdentity>, changes: Partial<RunRecord> = {}): Promise<void> {
   await writeRecord(directory, {
     version: 1,
     run: "01234567",
@@ -30,17 +30,6 @@ async function plant(holder: Partial<Holder>, changes: Partial<RunRecord> = {}):
     ...changes,
   });
 }
-
-describe("judgeHolder()", () => {
-  it("tells a process from one that had its pid before, also before a reboot", async () => {
-    const own = await thisProcess();
-    expect(await judgeHolder(own)).toBe("alive");
-    expect(await judgeHolder({ ...own, startTime: "1" })).toBe("dead");
-    expect(await judgeHolder({ ...own, bootId: "another" })).toBe("dead");
-    expect(await judgeHolder({ ...own, pid: 2 ** 22 + 1 })).toBe("dead");
-    expect(await judgeHolder({ ...own, pidNamespace: "pid:[1]" })).toBe("unknown");
-  });
-});
 
 describe("Run.acquire()", () => {
   it("gives a machine to one run at a time", async () => {

@@ -4,9 +4,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { IoOptions } from "../bytes/index.js";
 import { TidemarkError } from "../errors/index.js";
 import { newRunId } from "../point/index.js";
+import { thisProcess } from "../process/index.js";
 import { formatQmpAddress, type QmpAddress } from "../qmp/index.js";
 import { RunBusyError } from "./errors.js";
-import { thisProcess } from "./holder.js";
 import {
   HEARTBEAT,
   pathOf,

@@ -1,10 +1,10 @@
 import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { IoOptions } from "../bytes/index.js";
+import { judgeOnAnyHost, type ProcessOnHost } from "../process/index.js";
 import type { Storage } from "../storage/index.js";
 import { LockedError } from "./errors.js";
 import { describeHolder, encodeHolder, readHolder, type Holder } from "./holder.js";
-import { judge, type ProcessIdentity } from "./liveness.js";
 
 /** Times of a lock, in milliseconds. */
 export interface LockTimes {
@@ -24,14 +24,14 @@ const ATTEMPTS = 16;
 export class LockContest {
   readonly #storage: Storage;
   readonly #key: string;
-  readonly #here: ProcessIdentity;
+  readonly #here: ProcessOnHost;
   readonly #times: LockTimes;
   readonly #io: IoOptions;
 
   constructor(
     storage: Storage,
     key: string,
-    here: ProcessIdentity,
+    here: ProcessOnHost,
     times: LockTimes,
     signal: AbortSignal | undefined,
   ) {
@@ -83,7 +83,7 @@ export class LockContest {
 
   /** @throws {LockedError} when the holder is alive, or may be */
   async #requireGone(holder: Holder, key: string): Promise<void> {
-    const verdict = await judge(holder, this.#here);
+    const verdict = await judgeOnAnyHost(holder, this.#here);
     if (verdict === "gone") return;
     if (verdict === "alive") throw this.#locked(holder, `Wait for it, or end process ${holder.pid}`);
     const hint = `Wait for it; if that run is surely gone, remove "${key}" from ${this.#storage.description}`;

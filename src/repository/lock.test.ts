@@ -1,10 +1,10 @@
 import { once } from "node:events";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { BusyError } from "../errors/index.js";
+import { thisHost, thisProcess } from "../process/index.js";
 import { MemoryStorage } from "../storage/index.js";
 import { FencedError, LockedError } from "./errors.js";
 import { encodeHolder, readHolder, type Holder } from "./holder.js";
-import { judge, thisProcess } from "./liveness.js";
 import { LOCK_TIMES } from "./lock-contest.js";
 import { MachineLock } from "./lock.js";
 
@@ -32,6 +32,7 @@ async function acquire(times = LOCK_TIMES): Promise<MachineLock> {
 async function putHolder(changes: Partial<Holder>, key = KEY): Promise<Holder> {
   const holder: Holder = {
     ...(await thisProcess()),
+    ...(await thisHost()),
     token: "ab".repeat(16),
     since: OLD,
     heartbeat: OLD,
@@ -187,20 +188,5 @@ describe("MachineLock", () => {
       await storage.put(KEY, Buffer.from(content));
       await expect(acquire()).rejects.toMatchObject({ code: "TM_LOCK_UNREADABLE" });
     }
-  });
-});
-
-describe("judge()", () => {
-  it("knows this process, and that it cannot know others", async () => {
-    const here = await thisProcess();
-    expect(await judge(here, here)).toBe("alive");
-    expect(await judge({ ...here, pid: 2 ** 22 + 1 }, here)).toBe("gone");
-    expect(await judge({ ...here, startTime: "1" }, here)).toBe("gone");
-    expect(await judge({ ...here, bootId: "x" }, here)).toBe("gone");
-    expect(await judge({ ...here, bootId: "x", host: "x" }, here)).toBe("unknown");
-    expect(await judge({ ...here, machineId: "x" }, here)).toBe("unknown");
-    expect(await judge({ ...here, machineId: null }, { ...here, machineId: null })).toBe("unknown");
-    expect(await judge({ ...here, pidNamespace: "x" }, here)).toBe("unknown");
-    expect(await judge({ ...here, startTime: null }, here)).toBe("unknown");
   });
 });

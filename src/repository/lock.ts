@@ -1,8 +1,8 @@
 import type { IoOptions } from "../bytes/index.js";
+import { thisHost, thisProcess } from "../process/index.js";
 import type { Storage } from "../storage/index.js";
 import { FencedError } from "./errors.js";
 import { describeHolder, encodeHolder, readHolder, type Holder } from "./holder.js";
-import { thisProcess } from "./liveness.js";
 import { LOCK_TIMES, LockContest, type LockTimes } from "./lock-contest.js";
 
 /**
@@ -45,7 +45,8 @@ export class MachineLock {
     options: IoOptions & { readonly times?: LockTimes } = {},
   ): Promise<MachineLock> {
     const { signal, times = LOCK_TIMES } = options;
-    const contest = new LockContest(storage, key, await thisProcess(), times, signal);
+    const here = { ...(await thisProcess()), ...(await thisHost()) };
+    const contest = new LockContest(storage, key, here, times, signal);
     const holder = await contest.win();
     return new MachineLock(storage, key, holder, times);
   }
