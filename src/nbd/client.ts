@@ -1,12 +1,20 @@
 import { GiB, KiB, roundDown } from "../bytes/index.js";
 import { NotFoundError } from "../errors/index.js";
+import type { NbdAddress } from "./address.js";
 import { joinRuns, type BlockRun } from "./block-status.js";
 import type { NbdExport } from "./export-info.js";
 import { ExportWriter } from "./export-writer.js";
+import type { NegotiateOptions } from "./negotiate-options.js";
 import { ReadJob, type ReadPlan } from "./read-job.js";
 import type { NbdSocket } from "./socket.js";
 import { StatusJob } from "./status-job.js";
 import { Transmission, type Job } from "./transmission.js";
+
+/** How a client came to be: enough to do it once more. */
+export interface ClientOrigin {
+  readonly address: NbdAddress;
+  readonly negotiated: NegotiateOptions;
+}
 
 /** What was settled before transmission and is not part of the export. */
 export interface ClientSettings {
@@ -15,6 +23,7 @@ export interface ClientSettings {
   /** Longest read or write request wanted, in bytes. */
   readonly requestSize: number;
   readonly requestTimeoutMs: number;
+  readonly origin: ClientOrigin;
 }
 
 /** Options of everything that asks the server. */
@@ -36,6 +45,8 @@ export const MAX_STATUS_LENGTH = 4 * GiB - 64 * KiB;
  */
 export class NbdClient {
   readonly export: NbdExport;
+  /** For `reconnect`. */
+  readonly origin: ClientOrigin;
   readonly #contextIds: ReadonlyMap<string, number>;
   readonly #transmission: Transmission;
   readonly #plan: ReadPlan;
@@ -44,6 +55,7 @@ export class NbdClient {
   /** Use `negotiate`. */
   constructor(socket: NbdSocket, source: NbdExport, settings: ClientSettings) {
     this.export = source;
+    this.origin = settings.origin;
     this.#contextIds = settings.contextIds;
     this.#transmission = new Transmission(socket, {
       exportName: source.name,

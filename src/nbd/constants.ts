@@ -64,10 +64,14 @@ export const NBD_INFO_BLOCK_SIZE = 3;
 
 // Request types
 export const NBD_CMD_READ = 0;
+export const NBD_CMD_WRITE = 1;
 export const NBD_CMD_DISC = 2;
+export const NBD_CMD_FLUSH = 3;
+export const NBD_CMD_WRITE_ZEROES = 6;
 export const NBD_CMD_BLOCK_STATUS = 7;
 
 // Command flags
+export const NBD_CMD_FLAG_NO_HOLE = 1 << 1;
 export const NBD_CMD_FLAG_DF = 1 << 2;
 
 // Structured reply flags and types

@@ -7,14 +7,17 @@
  * - *run*: a range of bytes that a context describes alike.
  *
  * Specification: doc/proto.md and doc/uri.md of the NetworkBlockDevice project. Spoken are fixed newstyle,
- * NBD_OPT_GO, structured replies (simple ones where the server has no others) and metadata contexts; reading only.
+ * NBD_OPT_GO, structured replies (simple ones where the server has no others) and metadata contexts; reading, writing,
+ * writing zeroes and flushing.
  */
 export { describeAddress, type NbdAddress } from "./address.js";
 export type { BlockRun } from "./block-status.js";
-export { MAX_STATUS_LENGTH, type NbdClient, type RequestOptions } from "./client.js";
+export { connect, connectSeveral, reconnect, type ConnectOptions } from "./connect.js";
+export { MAX_STATUS_LENGTH, type ClientOrigin, type NbdClient, type RequestOptions } from "./client.js";
 export { NbdConnectionError, NbdProtocolError, NbdRequestError } from "./errors.js";
 export type { BlockSize, ExportFlags, NbdExport } from "./export-info.js";
-export { connect, listExports, negotiate, type ListedExport, type NegotiateOptions } from "./handshake.js";
+export { negotiate } from "./handshake.js";
+export { listExports, type ListedExport } from "./list-exports.js";
 export {
   BASE_ALLOCATION,
   dirtyBitmapContext,
@@ -22,6 +25,7 @@ export {
   NBD_STATE_HOLE,
   NBD_STATE_ZERO,
 } from "./meta-context.js";
+export type { NegotiateOptions } from "./negotiate-options.js";
 export { openSocket, type NbdSocket, type OpenSocketOptions } from "./socket.js";
 export { MAX_IN_FLIGHT } from "./transmission.js";
 export { formatNbdUri, NBD_DEFAULT_PORT, parseNbdUri, type NbdUri } from "./uri.js";

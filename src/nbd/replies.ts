@@ -1,6 +1,7 @@
 import { ByteReader } from "../bytes/index.js";
 import { isStatusLength } from "./block-status.js";
 import {
+  NBD_CMD_BLOCK_STATUS,
   NBD_CMD_READ,
   NBD_MAX_STRING,
   NBD_REPLY_FLAG_DONE,
@@ -141,16 +142,17 @@ export class ReplyParser {
       return;
     }
     // "MUST NOT use a simple reply for NBD_CMD_READ", "MUST use a structured reply for any ... payload"
-    if (this.#context.structuredReplies && (error === 0 || request.type === NBD_CMD_READ)) {
+    const needsPayload = error === 0 && request.type === NBD_CMD_BLOCK_STATUS;
+    if (this.#context.structuredReplies && (needsPayload || request.type === NBD_CMD_READ)) {
       request.fault("TM_NBD_REPLY_TYPE", "server sent a simple reply in place of a structured one");
     }
-    if (error !== 0) {
-      request.failed(error, "");
-      this.#finish(cookie);
+    if (error === 0 && request.type === NBD_CMD_READ) {
+      const target = request.content(request.offset, request.length);
+      this.#expectContent(target, () => this.#finish(cookie));
       return;
     }
-    const target = request.content(request.offset, request.length);
-    this.#expectContent(target, () => this.#finish(cookie));
+    if (error !== 0) request.failed(error, "");
+    this.#finish(cookie);
   }
 
   #takeChunk(header: ChunkHeader): void {

@@ -7,6 +7,8 @@ export interface Request {
   /** What goes on the wire: aligned to the export's minimum block size. */
   readonly offset: number;
   readonly length: number;
+  /** What follows the head of the request: as long as `length`. Writes only. */
+  readonly payload?: Buffer | undefined;
   /** Throws the protocol error of this request. */
   readonly fault: Fault;
   /** Where the content at [offset, offset + length) of the export goes. Reads only. */

@@ -1,7 +1,7 @@
 import { createServer, type Server, type Socket } from "node:net";
 import { once } from "node:events";
 import type { NbdAddress } from "../../src/nbd/index.js";
-import { frame, greeting, OPT, optionReply, REP, type Field } from "./nbd-frames.js";
+import { CMD, frame, greeting, OPT, optionReply, REP, type Field } from "./nbd-frames.js";
 import { temporaryDirectory, type TemporaryDirectory } from "./temporary.js";
 
 /** An option as the client sent it. */
@@ -17,6 +17,8 @@ export interface ReceivedRequest {
   readonly cookie: bigint;
   readonly offset: number;
   readonly length: number;
+  /** What a write brings. */
+  readonly payload?: Buffer;
 }
 
 /** What the honest part of a handshake says. */
@@ -102,13 +104,14 @@ export class Peer {
   async request(): Promise<ReceivedRequest> {
     const head = await this.take(28);
     if (head.readUInt32BE(0) !== 0x25609513) throw new Error("client sent a request without magic");
-    return {
+    const request = {
       flags: head.readUInt16BE(4),
       type: head.readUInt16BE(6),
       cookie: head.readBigUInt64BE(8),
       offset: Number(head.readBigUInt64BE(16)),
       length: head.readUInt32BE(24),
     };
+    return request.type === CMD.WRITE ? { ...request, payload: await this.take(request.length) } : request;
   }
 
   /** The greeting and the client's flags. */

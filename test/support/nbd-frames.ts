@@ -49,6 +49,9 @@ export const REP = {
 /** Types of options. */
 export const OPT = { ABORT: 2, LIST: 3, GO: 7, STRUCTURED_REPLY: 8, SET_META_CONTEXT: 10 } as const;
 
+/** Types of requests. */
+export const CMD = { READ: 0, WRITE: 1, DISC: 2, FLUSH: 3, WRITE_ZEROES: 6, BLOCK_STATUS: 7 } as const;
+
 /** Types of structured reply chunks. */
 export const CHUNK = {
   NONE: 0,

@@ -83,19 +83,24 @@ async function freePort(): Promise<number> {
   return address.port;
 }
 
-/** `qemu-nbd` on one image, read-only, for up to 16 clients. */
+/** `qemu-nbd` on one image, for up to 16 clients. */
 export function startQemuNbd(
   options: ServerPlace & {
     readonly image: string;
     readonly format: "raw" | "qcow2";
     readonly exportName: string;
     readonly bitmaps?: readonly string[];
+    readonly writable?: boolean;
+    /** Further options. */
+    readonly extra?: readonly string[];
   },
 ): Promise<RealNbdServer> {
-  const { image, format, exportName, bitmaps = [] } = options;
+  const { image, format, exportName, bitmaps = [], writable = false, extra = [] } = options;
   return startServer("qemu-nbd", options, ({ address, pidFile }) => [
-    ...["--read-only", "--persistent", "--shared=16", `--format=${format}`, `--pid-file=${pidFile}`],
+    ...(writable ? ["--discard=unmap"] : ["--read-only"]),
+    ...["--persistent", "--shared=16", `--format=${format}`, `--pid-file=${pidFile}`],
     ...["--export-name", exportName, ...bitmaps.map((bitmap) => `--bitmap=${bitmap}`)],
+    ...extra,
     ...(address.transport === "unix"
       ? ["--socket", address.path]
       : ["--bind", address.host, "--port", String(address.port)]),
@@ -109,6 +114,7 @@ export interface DaemonExport {
   readonly format: "raw" | "qcow2";
   readonly exportName: string;
   readonly bitmaps?: readonly string[];
+  readonly writable?: boolean;
 }
 
 /** `qemu-storage-daemon` with several exports. */
@@ -120,12 +126,12 @@ export function startStorageDaemon(
     address.transport === "unix"
       ? `addr.type=unix,addr.path=${address.path}`
       : `addr.type=inet,addr.host=${address.host},addr.port=${address.port}`,
-    ...options.exports.flatMap(({ image, format, exportName, bitmaps = [] }, index) => [
+    ...options.exports.flatMap(({ image, format, exportName, bitmaps = [], writable = false }, index) => [
       "--blockdev",
-      `driver=${format},node-name=d${index},read-only=on,file.driver=file,file.filename=${image}`,
+      `driver=${format},node-name=d${index},read-only=${writable ? "off,discard=unmap" : "on"},file.driver=file,file.filename=${image}`,
       "--export",
       [
-        `type=nbd,id=e${index},node-name=d${index},name=${exportName}`,
+        `type=nbd,id=e${index},node-name=d${index},name=${exportName},writable=${writable ? "on" : "off"}`,
         ...bitmaps.map((bitmap, number) => `bitmaps.${number}=${bitmap}`),
       ].join(","),
     ]),
