@@ -1,6 +1,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
+import type { Worker } from "node:worker_threads";
 import { describe, expect, it, vi } from "vitest";
 import { backup } from "../../src/backup/index.js";
 import { deferred } from "../../src/flow/index.js";
@@ -51,7 +52,7 @@ describe("backup()", () => {
     const running = backup({
       repository: await initRepository(storage),
       machine: "vm",
-      source: { address: parseQmpAddress(vm.qmp), runDirectory: directory.file("run") },
+      source: { kind: "live", address: parseQmpAddress(vm.qmp), runDirectory: directory.file("run") },
       tidemarkVersion: "0.0.0",
       signal: interruption.signal,
     });
@@ -71,6 +72,34 @@ describe("backup()", () => {
 
     storage.recover();
     await expect(running).rejects.toBe(reason);
+    expect({ ...(await residueOf(vm.monitor)), checkpoints: [] }).toEqual(NOTHING);
+  });
+});
+
+describe("backup() with a worker thread that dies", () => {
+  it("says so, and takes down all the same", async () => {
+    await using directory = await temporaryDirectory();
+    const path = await writeNoise(directory.file("disk.raw"), 16 * MiB, 1);
+    await using vm = await startMachine({ disks: [{ path, format: "raw" }] });
+    const workers: Worker[] = [];
+    const remember = (worker: Worker): number => workers.push(worker);
+    process.on("worker", remember);
+    const warnings: string[] = [];
+    const running = backup({
+      repository: await initRepository(new MemoryStorage()),
+      machine: "vm",
+      source: { address: parseQmpAddress(vm.qmp), runDirectory: directory.file("run") },
+      tidemarkVersion: "0.0.0",
+      workers: 2,
+      bandwidth: 4 * MiB,
+      observer: {
+        progress: () => void workers[0]?.terminate(),
+        warning: (text) => warnings.push(text),
+      },
+    });
+    await expect(running).rejects.toMatchObject({ code: "TM_WORKER" });
+    process.off("worker", remember);
+    expect(warnings).toEqual([]);
     expect({ ...(await residueOf(vm.monitor)), checkpoints: [] }).toEqual(NOTHING);
   });
 });
