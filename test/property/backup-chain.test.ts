@@ -2,11 +2,11 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { GiB, KiB, MiB } from "../../src/bytes/index.js";
 import { checkImage, CLEAN, createImage, writeNoise } from "../support/image.js";
-import type { TestDisk } from "../support/qemu.js";
+import type { TestDisk, TestMachine } from "../support/qemu.js";
 import { Rig, type PointView } from "../support/rig.js";
 
 /** Chains in all. A soak run sets it higher. */
-const RUNS = Number(process.env["TIDEMARK_CHAIN_RUNS"] ?? 5);
+const RUNS = Number(process.env["TIDEMARK_CHAIN_RUNS"] ?? 6);
 /** To see a failure again: the seed that its report names. */
 const SEED = Number(process.env["TIDEMARK_CHAIN_SEED"] ?? Date.now() % GiB);
 /** Milliseconds that the longest chain may take on a slow machine. */
@@ -17,8 +17,8 @@ const CLUSTER = 64 * KiB;
 /** The longest range that one command touches. */
 const LONGEST = 4 * CLUSTER;
 
-/** What becomes of a range of a disk. */
-const KINDS = ["fill", "noise", "zero", "unmap", "discard"] as const;
+/** What becomes of a range of a disk; a cut takes off all from there on, and the disk grows back. */
+const KINDS = ["fill", "noise", "zero", "unmap", "discard", "cut"] as const;
 
 /** One command on one disk; the disk's shape turns fractions into sectors. */
 interface Change {
@@ -40,7 +40,11 @@ interface Plan {
 }
 
 const change: fc.Arbitrary<Change> = fc.record({
-  kind: fc.constantFrom(...KINDS),
+  // Few cuts: they take away what the others made.
+  kind: fc.oneof(
+    { weight: 20, arbitrary: fc.constantFrom(...KINDS) },
+    { weight: 60, arbitrary: fc.constantFrom(...KINDS.filter((kind) => kind !== "cut")) },
+  ),
   place: fc.double({ min: 0, max: 1, noNaN: true }),
   length: fc.oneof(
     fc.integer({ min: 1, max: LONGEST / SECTOR }).map((sectors) => sectors * SECTOR),
@@ -63,24 +67,46 @@ const plan: fc.Arbitrary<Plan> = fc.record({
   steps: fc.array(fc.tuple(changes, changes, changes), { minLength: 2, maxLength: 13, size: "max" }),
 });
 
-/** The command of qemu-io for a change of a disk of `size` bytes. */
-function commandOf({ kind, place, length, at, byte }: Change, size: number, noise: string): string {
+/** Where a change of a disk of `size` bytes is. */
+function rangeOf({ place, length, at }: Change, size: number): { offset: number; length: number } {
   const usable = Math.min(length, size);
   const free = size - usable;
   const unit = at === "cluster" ? CLUSTER : SECTOR;
-  const offset = at === "end" ? free : Math.floor((place * free) / unit) * unit;
-  const range = `${offset} ${usable}`;
-  switch (kind) {
+  return { offset: at === "end" ? free : Math.floor((place * free) / unit) * unit, length: usable };
+}
+
+/** Makes a change through the disk's device. */
+async function apply(
+  change: Change,
+  machine: TestMachine,
+  disk: number,
+  size: number,
+  noise: string,
+): Promise<void> {
+  const { offset, length } = rangeOf(change, size);
+  const range = `${offset} ${length}`;
+  const resize = async (to: number): Promise<void> => {
+    await machine.monitor.execute("block_resize", { "node-name": machine.disks[disk]?.node, size: to });
+  };
+  switch (change.kind) {
     case "fill":
-      return `write -P ${byte} ${range}`;
+      await machine.qemuIo(disk, `write -P ${change.byte} ${range}`);
+      return;
     case "noise":
-      return `write -s ${noise} ${range}`;
+      await machine.qemuIo(disk, `write -s ${noise} ${range}`);
+      return;
     case "zero":
-      return `write -z ${range}`;
+      await machine.qemuIo(disk, `write -z ${range}`);
+      return;
     case "unmap":
-      return `write -z -u ${range}`;
+      await machine.qemuIo(disk, `write -z -u ${range}`);
+      return;
     case "discard":
-      return `discard ${range}`;
+      await machine.qemuIo(disk, `discard ${range}`);
+      return;
+    case "cut":
+      await resize(Math.max(offset, SECTOR));
+      await resize(size);
   }
 }
 
@@ -101,11 +127,7 @@ async function backUp({ sectors, clusterSize, steps }: Plan): Promise<void> {
   const points: PointView[] = [];
   for (const [number, step] of steps.entries()) {
     for (const [disk, list] of step.entries()) {
-      const size = sizes[disk] ?? 0;
-      await machine.qemuIoAll(
-        disk,
-        list.map((item) => commandOf(item, size, noise)),
-      );
+      for (const item of list) await apply(item, machine, disk, sizes[disk] ?? 0, noise);
     }
     const point = await rig.backup();
     const kind = number === 0 ? "full" : "incremental";
