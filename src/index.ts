@@ -9,7 +9,7 @@
  * const point = await backup({
  *   repository,
  *   machine: "web",
- *   source: { address: parseQmpAddress("/run/vm/web.qmp"), runDirectory: "/run/tidemark" },
+ *   source: { kind: "live", address: parseQmpAddress("/run/vm/web.qmp"), runDirectory: "/run/tidemark" },
  *   tidemarkVersion: "my-product/1.0",
  * });
  */

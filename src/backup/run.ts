@@ -3,11 +3,11 @@ import type { IoOptions } from "../bytes/index.js";
 import { messageOf, UsageError } from "../errors/index.js";
 import { anySignal } from "../flow/index.js";
 import {
-  openLiveMachine,
+  openMachine,
   recover,
   type Catalogue,
-  type LiveMachine,
-  type LiveMachineOptions,
+  type MachineChoice,
+  type QmpSource,
 } from "../machine/index.js";
 import { newPointId, repositoryTag } from "../point/index.js";
 import {
@@ -27,12 +27,13 @@ import { PointImages } from "./point-images.js";
 const DEFAULT_WORKERS = 4;
 /** zstd level. */
 const DEFAULT_LEVEL = 3;
+
 /** What to back up, where to, and how. */
 export interface BackupOptions extends IoOptions {
   readonly repository: Repository;
   /** The machine's name in the repository. */
   readonly machine: string;
-  readonly source: Omit<LiveMachineOptions, "signal" | "lookOnly">;
+  readonly source: MachineChoice;
   /** All disks full. */
   readonly full?: boolean | undefined;
   /** A name for the point, unique within the machine, and words about it. */
@@ -54,7 +55,7 @@ export interface BackupOptions extends IoOptions {
 }
 
 /**
- * Backs up a live machine: freezes all its disks at one moment, copies what changed since the newest checkpoint
+ * Backs up a machine: freezes all its disks at one moment, copies what changed since the newest checkpoint
  * that can be trusted (per disk; else everything), and commits the point. When it fails, nothing is committed and
  * the machine is left as it was, its checkpoints included.
  *
@@ -65,7 +66,7 @@ export interface BackupOptions extends IoOptions {
 export async function backup(options: BackupOptions): Promise<PointManifest> {
   const { repository, machine: name, source, signal } = options;
   requirePointText(options);
-  await using machine = await openLiveMachine({ ...source, signal });
+  await using machine = await openMachine(source, { signal });
   await using lock = await repository.lockMachine(name, { signal });
   const io = { signal: anySignal(signal, lock.lost) };
 
@@ -82,7 +83,9 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   });
   try {
     for (const plan of plans) options.observer?.disk?.(announce(plan));
-    return await backupDisks(machine, lock, { plans, newest }, { ...options, ...io });
+    const point = await backupDisks(machine, lock, { plans, newest }, { ...options, ...io });
+    await tidy("The machine's checkpoints may be lost", options.observer ?? {}, () => machine.close());
+    return point;
   } finally {
     await closePlans(plans);
   }
@@ -90,7 +93,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
 
 /** From the freeze to the commit. */
 async function backupDisks(
-  machine: LiveMachine,
+  machine: QmpSource,
   lock: MachineLock,
   { plans, newest }: { readonly plans: readonly DiskPlan[]; readonly newest: PointManifest | undefined },
   options: BackupOptions & { readonly signal: AbortSignal },
@@ -118,11 +121,15 @@ async function backupDisks(
     const facts = { ...options, id, machine: name, identity: machine.identity, frozen, newest: newest?.id };
     const manifest = describePoint(facts, disks);
     await repository.commitPoint(manifest, { fence: () => lock.verify({ signal }), signal });
-    await tidy("The point is stored; its base stays in the machine", observer, () => frozen.keep());
+    await tidy("The point is stored; its base stays in the machine until the next run", observer, () =>
+      frozen.keep(),
+    );
     return manifest;
   } catch (error) {
-    await tidy("Transient bitmaps stay in the machine", observer, () => frozen.drop());
-    await tidy("Unfinished images stay in the repository", observer, () => images.discard());
+    await tidy("Transient bitmaps stay in the machine until the next run", observer, () => frozen.drop());
+    await tidy("Unfinished images stay in the repository until the next run", observer, () =>
+      images.discard(),
+    );
     throw error;
   }
 }
@@ -132,7 +139,7 @@ async function tidy(what: string, observer: BackupObserver, action: () => Promis
   try {
     await action();
   } catch (error) {
-    observer.warning?.(`${what} until the next run: ${messageOf(error)}`);
+    observer.warning?.(`${what}: ${messageOf(error)}`);
   }
 }
 

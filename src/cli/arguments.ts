@@ -53,3 +53,13 @@ export function diskArgument(
   if (device === undefined) throw new InvalidArgumentError("A disk is written DEVICE or DEVICE=NAME.");
   return [...previous, name === undefined ? { device } : { device, name }];
 }
+
+/** `--image [NAME=]FILE`, repeatable. What stands before the first "=" is a name only if it could be one. */
+export function imageArgument(
+  text: string,
+  previous: readonly { file: string; name?: string }[] = [],
+): { file: string; name?: string }[] {
+  const [, name, file] = /^([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)$/.exec(text) ?? [];
+  const image = name === undefined || file === undefined ? { file: text } : { file, name };
+  return [...previous, image];
+}

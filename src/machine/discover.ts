@@ -7,6 +7,17 @@ import { NodeGraph } from "./graph.js";
 import { suggestNames, type Selectable } from "./select.js";
 import type { SourceBitmap, SourceDisk } from "./source.js";
 
+/** What the block graph tells of a disk, whoever uses it. */
+export interface DiskNode extends Pick<
+  SourceDisk,
+  "qdev" | "node" | "virtualSize" | "format" | "imageFile" | "canPersist" | "bitmaps"
+> {
+  /** Node names: the format node's and that of the node that is used. */
+  readonly nodes: readonly string[];
+  /** Jobs of others that work on the disk. */
+  readonly foreignJobs: readonly string[];
+}
+
 /** A disk of a live machine, with what a freeze has to know of it. */
 export interface LiveDisk extends Omit<SourceDisk, "name">, Selectable {
   readonly deviceType: string;
@@ -77,24 +88,39 @@ async function inspectDisk(
 ): Promise<UnnamedDisk | undefined> {
   // Without a device (qdev) it is a drive that no guest sees.
   if (removable || inserted === undefined || qdev === undefined) return undefined;
-  const chain = graph.filterChain(inserted.name);
-  const top = chain.at(-1);
-  if (top === undefined || top.readOnly) return undefined;
+  const node = describeNode(graph, inserted.name, qdev);
+  if (node === undefined) return undefined;
   const facts: DeviceFacts = await inspectDevice(qmp, qdev, options);
   return {
+    ...node,
     qdev,
     deviceId: facts.deviceId,
     driveId: device === "" ? null : device,
-    nodes: [...new Set([inserted.name, top.name])],
+    deviceType: facts.type,
+    serial: facts.serial,
+    iothread: facts.iothread,
+  };
+}
+
+/**
+ * Describes the disk whose topmost node is `root`, looking through filters to the format node.
+ *
+ * @param qdev the device that uses it; null when none does
+ * @returns undefined when it is read-only
+ */
+export function describeNode(graph: NodeGraph, root: string, qdev: string | null): DiskNode | undefined {
+  const chain = graph.filterChain(root);
+  const top = chain.at(-1);
+  if (top === undefined || top.readOnly) return undefined;
+  return {
+    qdev,
+    nodes: [...new Set([root, top.name])],
     node: top.name,
     virtualSize: top.image.virtualSize,
     format: top.driver,
     imageFile: imageFileOf(top, graph),
     canPersist: top.driver === "qcow2" && top.image.compat === "1.1",
     bitmaps: [top, ...graph.backingChain(top.name)].flatMap((node) => bitmapsOf(node, node !== top)),
-    deviceType: facts.type,
-    serial: facts.serial,
-    iothread: facts.iothread,
     foreignJobs: [...new Set(chain.flatMap((node) => graph.jobsOn(node.name)))].filter(
       (job) => parseRunObject(job) === undefined,
     ),

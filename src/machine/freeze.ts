@@ -1,16 +1,16 @@
+import type { IoOptions } from "../bytes/index.js";
 import { formatBitmapName, formatRunObject } from "../point/index.js";
 import type { QmpAddress, QmpClient } from "../qmp/index.js";
 import { TeardownError } from "./errors.js";
 import { exportDisk, prepareSocketPath, startServer } from "./export.js";
-import { stateOf } from "./identity.js";
-import { discover } from "./discover.js";
-import { LiveFrozenPoint } from "./frozen-point.js";
+import type { DiskNode } from "./discover.js";
+import { QemuFrozenPoint } from "./frozen-point.js";
 import { reach } from "./reach.js";
 import { assertDisksUnchanged } from "./readiness.js";
 import type { Run } from "./run.js";
 import { ScratchLimit } from "./scratch-limit.js";
 import { createScratch, placeScratch, type Scratch } from "./scratch.js";
-import type { FreezeRequest, FrozenDisk, FrozenPoint } from "./source.js";
+import type { FreezeRequest, FrozenDisk, FrozenPoint, MachineState } from "./source.js";
 import { removeBitmaps, tearDown } from "./teardown.js";
 import { freezeActions } from "./transaction.js";
 import { Watchdog } from "./watchdog.js";
@@ -18,12 +18,17 @@ import { Watchdog } from "./watchdog.js";
 /** How long the transaction may take, in milliseconds: it waits for the disks' requests in flight. */
 const TRANSACTION_DEADLINE = 120_000;
 
-/** What a freeze of a live machine works with. */
-export interface LiveFreeze {
+/** What a freeze works with: a live machine, or a daemon that has the images of one that is off. */
+export interface Freeze {
   readonly qmp: QmpClient;
   readonly address: QmpAddress;
   readonly run: Run;
   readonly request: FreezeRequest;
+  /** The disks that can be frozen, and the machine's state, asked anew. */
+  readonly look: (options: IoOptions) => Promise<{
+    readonly disks: readonly DiskNode[];
+    readonly state: MachineState;
+  }>;
   readonly signal?: AbortSignal | undefined;
   /** Called when nothing is frozen any more. @param isClean nothing of the run is left */
   readonly onEnd: (isClean: boolean) => void;
@@ -40,20 +45,20 @@ interface Progress {
  * Freezes all disks of a request in one transaction and serves them. What can be prepared is prepared before,
  * so that the frozen moment is one round trip. When anything fails, everything is undone.
  */
-export async function freezeLive(freeze: LiveFreeze): Promise<FrozenPoint> {
+export async function freezeDisks(freeze: Freeze): Promise<FrozenPoint> {
   const progress: Progress = { socketPath: null, files: [], isFrozen: false };
   let watchdog: Watchdog | undefined;
   try {
     const scratch = await prepare(freeze, progress);
     const limit = await armLimit(freeze, scratch);
     // A scratch node keeps its disk's node from being resized, and from getting a snapshot on top: now it stays.
-    const { disks: now } = await discover(freeze.qmp, { signal: freeze.signal });
+    const { disks: now, state } = await freeze.look({ signal: freeze.signal });
     assertDisksUnchanged(freeze.request.disks, now);
     // From here on no event may be missed.
     watchdog = Watchdog.start(freeze.qmp, freeze.run.id, freeze.request.disks, limit);
-    const { frozenAt, state } = await freezeDisks(freeze, progress);
+    const frozenAt = await transact(freeze, progress);
     const disks = await serve(freeze, progress);
-    return new LiveFrozenPoint({ ...freeze, watchdog, disks, frozenAt, state, plan: { ...progress } });
+    return new QemuFrozenPoint({ ...freeze, watchdog, disks, frozenAt, state, plan: { ...progress } });
   } catch (error) {
     watchdog?.stop();
     throw await undo(freeze, progress, error);
@@ -61,7 +66,7 @@ export async function freezeLive(freeze: LiveFreeze): Promise<FrozenPoint> {
 }
 
 async function prepare(
-  { qmp, address, run, request, signal }: LiveFreeze,
+  { qmp, address, run, request, signal }: Freeze,
   progress: Progress,
 ): Promise<readonly Scratch[]> {
   const scratch = await placeScratch(request, run.id);
@@ -76,18 +81,11 @@ async function prepare(
   return scratch;
 }
 
-function armLimit(
-  { qmp, run, request, signal }: LiveFreeze,
-  scratch: readonly Scratch[],
-): Promise<ScratchLimit> {
+function armLimit({ qmp, run, request, signal }: Freeze, scratch: readonly Scratch[]): Promise<ScratchLimit> {
   return ScratchLimit.arm(qmp, run.id, scratch, request.scratchLimit, { signal });
 }
 
-async function freezeDisks(
-  { qmp, run, request, signal }: LiveFreeze,
-  progress: Progress,
-): Promise<{ frozenAt: Date; state: ReturnType<typeof stateOf> }> {
-  const status = await qmp.execute("query-status", undefined, { signal });
+async function transact({ qmp, run, request, signal }: Freeze, progress: Progress): Promise<Date> {
   await request.beforeFreeze?.();
   signal?.throwIfAborted();
   // No signal: once it is sent, whether it happened must be known.
@@ -99,10 +97,10 @@ async function freezeDisks(
   );
   const frozenAt = new Date();
   await request.onFrozen?.();
-  return { frozenAt, state: stateOf(status) };
+  return frozenAt;
 }
 
-async function serve({ qmp, run, request, signal }: LiveFreeze, progress: Progress): Promise<FrozenDisk[]> {
+async function serve({ qmp, run, request, signal }: Freeze, progress: Progress): Promise<FrozenDisk[]> {
   const path = progress.socketPath ?? "";
   const { repositoryTag: repository, checkpoint } = request;
   const disks: FrozenDisk[] = [];
@@ -121,7 +119,7 @@ async function serve({ qmp, run, request, signal }: LiveFreeze, progress: Progre
 }
 
 /** Undoes a freeze that failed, new bitmaps included: nothing was read from it. @returns what to throw */
-async function undo(freeze: LiveFreeze, progress: Progress, error: unknown): Promise<unknown> {
+async function undo(freeze: Freeze, progress: Progress, error: unknown): Promise<unknown> {
   const { qmp, address, run, request, onEnd } = freeze;
   try {
     await using reached = await reach(qmp, address);

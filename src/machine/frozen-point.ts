@@ -1,13 +1,20 @@
 import type { IoOptions } from "../bytes/index.js";
 import { formatRunObject } from "../point/index.js";
-import type { LiveFreeze } from "./freeze.js";
+import type { QmpAddress, QmpClient } from "../qmp/index.js";
 import { reach } from "./reach.js";
+import type { Run } from "./run.js";
 import type { FreezeRequest, FrozenDisk, FrozenPoint, KeepOptions, MachineState } from "./source.js";
 import { removeBitmaps, tearDown } from "./teardown.js";
 import { INTACT_STATES, lost, type Watchdog } from "./watchdog.js";
 
-/** What a frozen point of a live machine consists of. */
-export interface LiveFrozenParts extends LiveFreeze {
+/** What a frozen point in a QEMU process consists of. */
+export interface FrozenParts {
+  readonly qmp: QmpClient;
+  readonly address: QmpAddress;
+  readonly run: Run;
+  readonly request: FreezeRequest;
+  /** Called when nothing is frozen any more. @param isClean nothing of the run is left */
+  readonly onEnd: (isClean: boolean) => void;
   readonly watchdog: Watchdog;
   readonly disks: readonly FrozenDisk[];
   readonly frozenAt: Date;
@@ -15,15 +22,15 @@ export interface LiveFrozenParts extends LiveFreeze {
   readonly plan: { readonly socketPath: string | null; readonly files: readonly string[] };
 }
 
-/** A frozen point in a running QEMU. */
-export class LiveFrozenPoint implements FrozenPoint {
+/** A frozen point in a QEMU process. */
+export class QemuFrozenPoint implements FrozenPoint {
   readonly disks: readonly FrozenDisk[];
   readonly frozenAt: Date;
   readonly state: MachineState;
-  readonly #parts: LiveFrozenParts;
+  readonly #parts: FrozenParts;
   #released: Promise<void> | undefined;
 
-  constructor(parts: LiveFrozenParts) {
+  constructor(parts: FrozenParts) {
     this.disks = parts.disks;
     this.frozenAt = parts.frozenAt;
     this.state = parts.state;

@@ -33,6 +33,8 @@ export {
 } from "./errors.js";
 export { LiveMachine, openLiveMachine, type LiveMachineOptions, type NamedLiveDisk } from "./live.js";
 export { recover, type LeftoverRun, type Leftovers, type RecoverOptions } from "./recover.js";
+export { OfflineMachine, type ImageChoice, type OfflineMachineOptions } from "./offline.js";
+export { openMachine, type MachineChoice } from "./open.js";
 export { nameDisks } from "./naming.js";
 export type { DiskChoice } from "./select.js";
 export type {
@@ -43,6 +45,7 @@ export type {
   KeepOptions,
   MachineIdentity,
   MachineSource,
+  QmpSource,
   MachineState,
   SourceBitmap,
   SourceDisk,

@@ -3,8 +3,8 @@ import { UsageError } from "../errors/index.js";
 import { QmpClient, type QmpAddress } from "../qmp/index.js";
 import { discover, type LiveDisk, type RefusedDisk } from "./discover.js";
 import { ForeignServerError, RunBusyError } from "./errors.js";
-import { freezeLive } from "./freeze.js";
-import { identify } from "./identity.js";
+import { freezeDisks } from "./freeze.js";
+import { identify, stateOf } from "./identity.js";
 import { takeInventory } from "./leftovers.js";
 import {
   assertDisksSupported,
@@ -12,9 +12,10 @@ import {
   assertNoForeignJobs,
   assertNotMigrating,
 } from "./readiness.js";
-import { Run } from "./run.js";
+import type { MachinePlace } from "./run-record.js";
+import { placeOfMonitor, Run } from "./run.js";
 import { chooseDisks, isCalled, type DiskChoice } from "./select.js";
-import type { FreezeRequest, FrozenPoint, MachineIdentity, MachineSource } from "./source.js";
+import type { FreezeRequest, FrozenPoint, MachineIdentity, QmpSource } from "./source.js";
 import { removeBitmaps } from "./teardown.js";
 
 /** How to open a live machine. */
@@ -55,20 +56,28 @@ export async function openLiveMachine(options: LiveMachineOptions): Promise<Live
 }
 
 /** A machine in a running QEMU. Use `openLiveMachine`. */
-export class LiveMachine implements MachineSource, AsyncDisposable {
+export class LiveMachine implements QmpSource, AsyncDisposable {
   readonly qmp: QmpClient;
   readonly address: QmpAddress;
   readonly runDirectory: string;
+  readonly place: MachinePlace;
   readonly #run: Run | undefined;
   readonly #options: LiveMachineOptions;
   #snapshot: Snapshot;
   #isFrozen = false;
   #leaveRecord = false;
 
-  private constructor(qmp: QmpClient, run: Run | undefined, options: LiveMachineOptions, snapshot: Snapshot) {
+  private constructor(
+    qmp: QmpClient,
+    run: Run | undefined,
+    place: MachinePlace,
+    options: LiveMachineOptions,
+    snapshot: Snapshot,
+  ) {
     this.qmp = qmp;
     this.address = options.address;
     this.runDirectory = options.runDirectory;
+    this.place = place;
     this.#run = run;
     this.#options = options;
     this.#snapshot = snapshot;
@@ -77,12 +86,13 @@ export class LiveMachine implements MachineSource, AsyncDisposable {
   /** See `openLiveMachine`. */
   static async open(options: LiveMachineOptions): Promise<LiveMachine> {
     const { address, runDirectory, signal, lookOnly = false } = options;
-    const run = lookOnly ? undefined : await Run.acquire(runDirectory, address, { signal });
+    const place = await placeOfMonitor(address);
+    const run = lookOnly ? undefined : await Run.acquire(runDirectory, place, { signal });
     let qmp: QmpClient | undefined;
     try {
       qmp = await QmpClient.connect(address, { signal });
       await assertFeatures(qmp, { signal });
-      return new LiveMachine(qmp, run, options, await look(qmp, options, { signal }));
+      return new LiveMachine(qmp, run, place, options, await look(qmp, options, { signal }));
     } catch (error) {
       await qmp?.close();
       await run?.release();
@@ -140,11 +150,18 @@ export class LiveMachine implements MachineSource, AsyncDisposable {
     this.#isFrozen = true;
     try {
       await this.assertReady(options);
-      return await freezeLive({
+      return await freezeDisks({
         qmp: this.qmp,
         address: this.address,
         run: this.assertWorking(),
         request,
+        look: async (io) => {
+          const [{ disks }, status] = await Promise.all([
+            discover(this.qmp, io),
+            this.qmp.execute("query-status", undefined, io),
+          ]);
+          return { disks, state: stateOf(status) };
+        },
         signal: options.signal,
         onEnd: (isClean) => {
           this.#isFrozen = false;

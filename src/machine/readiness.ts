@@ -1,7 +1,7 @@
 import type { IoOptions } from "../bytes/index.js";
 import { NotFoundError } from "../errors/index.js";
 import type { QmpClient } from "../qmp/index.js";
-import type { LiveDisk, RefusedDisk } from "./discover.js";
+import type { DiskNode, LiveDisk, RefusedDisk } from "./discover.js";
 import { MachineBusyError, UnsupportedMachineError } from "./errors.js";
 import { describeNames } from "./select.js";
 import type { FreezeDisk } from "./source.js";
@@ -100,7 +100,7 @@ export function assertNoForeignJobs(disks: readonly LiveDisk[]): void {
  * @param now the machine's disks, looked at when nobody can change them any more
  * @throws {MachineBusyError} when a disk was exchanged, resized, or its base does not record any more
  */
-export function assertDisksUnchanged(wanted: readonly FreezeDisk[], now: readonly LiveDisk[]): void {
+export function assertDisksUnchanged(wanted: readonly FreezeDisk[], now: readonly DiskNode[]): void {
   for (const { disk, base } of wanted) {
     const changed = (what: string): MachineBusyError =>
       new MachineBusyError(`Freeze disk ${disk.name}: ${what}`, {

@@ -1,13 +1,11 @@
 import { rm } from "node:fs/promises";
 import type { IoOptions } from "../bytes/index.js";
-import { formatQmpAddress } from "../qmp/index.js";
 import { bitmapsToRemove, type Catalogue, type RemovableBitmap } from "./checkpoints.js";
 import { ForeignServerError, RunBusyError } from "./errors.js";
 import { isSocketPath } from "./export.js";
 import { objectsOf, takeInventory, type QemuInventory, type RunObjects } from "./leftovers.js";
-import type { LiveMachine } from "./live.js";
+import type { QmpSource } from "./source.js";
 import { readRecords, removeRecord, type FoundRun } from "./run-record.js";
-import { socketKey } from "./run.js";
 import { removeBitmaps, tearDown } from "./teardown.js";
 
 /** How to clean up after dead runs. */
@@ -60,7 +58,7 @@ interface DeadRun {
  * @throws {ForeignServerError} when another program exports over NBD; nothing is touched
  * @throws {TeardownError} when something could not be removed; the rest is
  */
-export async function recover(machine: LiveMachine, options: RecoverOptions = {}): Promise<Leftovers> {
+export async function recover(machine: QmpSource, options: RecoverOptions = {}): Promise<Leftovers> {
   const { signal, dryRun = false, checkpoints } = options;
   const inventory = await takeInventory(machine.qmp, { signal });
   const [foreign] = inventory.foreignExports;
@@ -86,13 +84,12 @@ export async function recover(machine: LiveMachine, options: RecoverOptions = {}
  * was restarted since; only files are left then).
  */
 async function findDead(
-  machine: LiveMachine,
+  machine: QmpSource,
   inventory: QemuInventory,
   { unknownRuns = "refuse", dryRun = false }: RecoverOptions,
 ): Promise<DeadRun[]> {
   const records = await readRecords(machine.runDirectory);
-  const key = await socketKey(machine.address);
-  const address = formatQmpAddress(machine.address);
+  const { key, address } = machine.place;
   const others = inventory.runs.filter(({ run }) => run !== machine.runId);
   for (const objects of others) {
     const found = records.find(({ record }) => record.run === objects.run);
@@ -106,7 +103,7 @@ async function findDead(
     ({ record, liveness }) =>
       liveness === "dead" &&
       (inventory.runs.some(({ run }) => run === record.run) ||
-        record.machine.socket === key ||
+        (key !== null && record.machine.key === key) ||
         record.machine.address === address),
   );
   const runs = new Set([...others.map(({ run }) => run), ...concerned.map(({ record }) => record.run)]);
@@ -118,7 +115,7 @@ async function findDead(
     .filter(({ found }) => found?.liveness !== "alive");
 }
 
-async function clean(machine: LiveMachine, { objects, found }: DeadRun): Promise<void> {
+async function clean(machine: QmpSource, { objects, found }: DeadRun): Promise<void> {
   const { run } = objects;
   const server = found?.record.server ?? null;
   await tearDown(machine.qmp, {
@@ -132,7 +129,7 @@ async function clean(machine: LiveMachine, { objects, found }: DeadRun): Promise
 }
 
 async function judgeBitmaps(
-  machine: LiveMachine,
+  machine: QmpSource,
   checkpoints: NonNullable<RecoverOptions["checkpoints"]>,
 ): Promise<RemovableBitmap[]> {
   const context = { ...checkpoints, machineUuid: machine.identity.uuid };

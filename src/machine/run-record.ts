@@ -12,12 +12,19 @@ export interface RunRecord {
   readonly version: 1;
   readonly run: string;
   readonly holder: ProcessIdentity;
-  /** The monitor as the run was told: text, and the socket's device and inode. */
-  readonly machine: { readonly address: string; readonly socket: string | null };
+  readonly machine: MachinePlace;
   /** Path of the NBD socket, once it may have been made. */
   readonly server: string | null;
   /** Scratch files that may have been made. */
   readonly files: readonly string[];
+}
+
+/** Where a machine is on this host. */
+export interface MachinePlace {
+  /** As the run was told: the monitor, or the images. */
+  readonly address: string;
+  /** What tells it from others, whatever it is called; null when that could not be found out. */
+  readonly key: string | null;
 }
 
 /** A record that was found. */
@@ -120,7 +127,7 @@ function isRecord(value: unknown): value is RunRecord {
       (field) => field === null || typeof field === "string",
     ) &&
     typeof machine?.address === "string" &&
-    (machine.socket === null || typeof machine.socket === "string") &&
+    (machine.key === null || typeof machine.key === "string") &&
     (server === null || typeof server === "string") &&
     Array.isArray(files) &&
     files.every((file) => typeof file === "string")

@@ -8,7 +8,7 @@ import { Run } from "./run.js";
 import { readRecords, writeRecord, type RunRecord } from "./run-record.js";
 
 let directory: string;
-const MONITOR = { transport: "tcp", host: "localhost", port: 1 } as const;
+const MONITOR = { address: "localhost:1", key: "tcp:localhost:1" };
 
 beforeEach(async () => {
   directory = join(await mkdtemp(join(tmpdir(), "run-")), "runs");
@@ -24,7 +24,7 @@ async function plant(holder: Partial<ProcessIdentity>, changes: Partial<RunRecor
     version: 1,
     run: "01234567",
     holder: { ...(await thisProcess()), ...holder },
-    machine: { address: "localhost:1", socket: "tcp:localhost:1" },
+    machine: MONITOR,
     server: null,
     files: [],
     ...changes,
@@ -35,7 +35,7 @@ describe("Run.acquire()", () => {
   it("gives a machine to one run at a time", async () => {
     const run = await Run.acquire(directory, MONITOR);
     await expect(Run.acquire(directory, MONITOR)).rejects.toThrow(RunBusyError);
-    const other = await Run.acquire(directory, { ...MONITOR, port: 2 });
+    const other = await Run.acquire(directory, { ...MONITOR, key: "tcp:localhost:2" });
     await other.release();
     await run.release();
     const next = await Run.acquire(directory, MONITOR);

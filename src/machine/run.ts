@@ -14,6 +14,7 @@ import {
   removeRecord,
   writeRecord,
   type FoundRun,
+  type MachinePlace,
   type RunRecord,
 } from "./run-record.js";
 
@@ -54,16 +55,15 @@ export class Run {
    * @param runDirectory where runs keep their state; made with mode 0700 when it is not there
    * @throws {RunBusyError} when another run has it
    */
-  static async acquire(runDirectory: string, address: QmpAddress, options: IoOptions = {}): Promise<Run> {
+  static async acquire(runDirectory: string, place: MachinePlace, options: IoOptions = {}): Promise<Run> {
     await prepareDirectory(runDirectory);
-    const socket = await socketKey(address);
     for (let attempt = 1; ; attempt += 1) {
       options.signal?.throwIfAborted();
       const record: RunRecord = {
         version: 1,
         run: newRunId(),
         holder: await thisProcess(),
-        machine: { address: formatQmpAddress(address), socket },
+        machine: place,
         server: null,
         files: [],
       };
@@ -101,26 +101,37 @@ export class Run {
   }
 }
 
-/** Device and inode of a unix socket, or the TCP address: what tells one monitor from another on this host. */
-export async function socketKey(address: QmpAddress): Promise<string | null> {
-  if (address.transport === "tcp") return `tcp:${formatQmpAddress(address)}`;
+/** The place of a machine behind a monitor: keyed by the unix socket's device and inode, or the TCP address. */
+export async function placeOfMonitor(address: QmpAddress): Promise<MachinePlace> {
+  const text = formatQmpAddress(address);
+  const key = address.transport === "tcp" ? `tcp:${text}` : await keyOfFile(address.path);
+  return { address: text, key };
+}
+
+/** The place of a machine that is off: keyed by its first image's device and inode. */
+export async function placeOfImages(files: readonly string[]): Promise<MachinePlace> {
+  const [first] = files;
+  return { address: `images ${files.join(" ")}`, key: first === undefined ? null : await keyOfFile(first) };
+}
+
+/** Device and inode: a file by any of its names; null when there is none. */
+async function keyOfFile(path: string): Promise<string | null> {
   try {
-    const { dev, ino } = await stat(address.path, { bigint: true });
+    const { dev, ino } = await stat(path, { bigint: true });
     return `${dev.toString()}:${ino.toString()}`;
   } catch (error) {
-    // Connecting will say what is wrong with the path.
+    // Opening it will say what is wrong with the path.
     if (["ENOENT", "ENOTDIR", "EACCES"].includes((error as NodeJS.ErrnoException).code ?? "")) return null;
     throw error;
   }
 }
 
 async function findRival(directory: string, own: RunRecord): Promise<FoundRun | undefined> {
-  const { socket } = own.machine;
-  if (socket === null) return undefined;
+  const { key } = own.machine;
+  if (key === null) return undefined;
   const others = await readRecords(directory);
   return others.find(
-    ({ record, liveness }) =>
-      record.run !== own.run && liveness === "alive" && record.machine.socket === socket,
+    ({ record, liveness }) => record.run !== own.run && liveness === "alive" && record.machine.key === key,
   );
 }
 

@@ -1,4 +1,7 @@
 import type { IoOptions } from "../bytes/index.js";
+import type { QmpClient } from "../qmp/index.js";
+import type { MachinePlace } from "./run-record.js";
+import type { Run } from "./run.js";
 
 /** State of a machine at the time it was asked for. */
 export type MachineState = "running" | "paused" | "shut off";
@@ -168,4 +171,16 @@ export interface MachineSource {
 
   /** Lets go of the machine. Never throws. */
   close(): Promise<void>;
+}
+
+/** A source whose disks are in a QEMU process: all of them so far. What cleaning up works with. */
+export interface QmpSource extends MachineSource {
+  readonly qmp: QmpClient;
+  readonly place: MachinePlace;
+  /** Where runs keep their state and locks on this host. */
+  readonly runDirectory: string;
+  /** The run's id; undefined when the machine was opened to look only. */
+  readonly runId: string | undefined;
+  /** The run that has the machine's lock. @throws {UsageError} when the machine was opened to look only */
+  assertWorking(): Run;
 }

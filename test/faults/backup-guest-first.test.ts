@@ -88,7 +88,7 @@ describe("backup() with a worker thread that dies", () => {
     const running = backup({
       repository: await initRepository(new MemoryStorage()),
       machine: "vm",
-      source: { address: parseQmpAddress(vm.qmp), runDirectory: directory.file("run") },
+      source: { kind: "live", address: parseQmpAddress(vm.qmp), runDirectory: directory.file("run") },
       tidemarkVersion: "0.0.0",
       workers: 2,
       bandwidth: 4 * MiB,

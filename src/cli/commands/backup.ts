@@ -1,9 +1,11 @@
-import type { Command } from "commander";
+import { Option, type Command } from "commander";
 import { backup, type BackupObserver } from "../../backup/index.js";
 import { formatSize } from "../../bytes/index.js";
+import { UsageError } from "../../errors/index.js";
+import type { ImageChoice, MachineChoice } from "../../machine/index.js";
 import { parseQmpAddress } from "../../qmp/index.js";
 import type { PointManifest } from "../../repository/index.js";
-import { diskArgument, integerArgument, rateArgument, sizeArgument } from "../arguments.js";
+import { diskArgument, imageArgument, integerArgument, rateArgument, sizeArgument } from "../arguments.js";
 import { runDirectory, withRepository, type CliContext, type CommonOptions } from "../context.js";
 import { withEvents, type EmitEvent } from "../render/output.js";
 import { pointView, storedBytes } from "../render/point.js";
@@ -14,7 +16,8 @@ import { VERSION } from "../version.js";
 interface BackupCommandOptions extends CommonOptions {
   readonly repo?: string;
   readonly machine: string;
-  readonly qmp: string;
+  readonly qmp?: string;
+  readonly image?: ImageChoice[];
   readonly disk?: { device: string; name?: string }[];
   readonly full?: boolean;
   readonly name?: string;
@@ -31,7 +34,12 @@ interface BackupCommandOptions extends CommonOptions {
 export function declare(command: Command, context: CliContext): void {
   withRepository(command)
     .requiredOption("--machine <name>", "the machine's name in the repository")
-    .requiredOption("--qmp <socket>", "its QMP monitor: a unix socket, or tcp:host:port")
+    .option("--qmp <socket>", "its QMP monitor, if it runs: a unix socket, or tcp:host:port")
+    .addOption(
+      new Option("--image <[name=]file>", "its disk image, if it is off; repeatable")
+        .argParser(imageArgument)
+        .conflicts(["qmp", "disk", "allowUnguarded"]),
+    )
     .option(
       "--disk <device[=name]>",
       "only this disk, by device id, drive id, node or qdev; repeatable",
@@ -56,7 +64,8 @@ export function declare(command: Command, context: CliContext): void {
       `
 EXAMPLES
   tidemark backup --repo /backup --machine web --qmp /run/vm/web.qmp
-  tidemark backup --repo /backup --machine db --qmp /run/vm/db.qmp --disk vda=root --disk vdb=data --level 1`,
+  tidemark backup --repo /backup --machine db --qmp /run/vm/db.qmp --disk vda=root --disk vdb=data --level 1
+  tidemark backup --repo /backup --machine web --image vda=/images/web.qcow2`,
     )
     .action(async (options: BackupCommandOptions) => {
       await withEvents(
@@ -73,7 +82,7 @@ async function run(
   context: CliContext,
   emit: EmitEvent,
 ): Promise<PointManifest> {
-  const address = parseQmpAddress(options.qmp);
+  const source = sourceOf(options, context);
   const repository = await repositoryAt(options, context);
   const progress = progressFor(context, options, emit);
   const started = performance.now();
@@ -81,12 +90,7 @@ async function run(
     const point = await backup({
       repository,
       machine: options.machine,
-      source: {
-        address,
-        runDirectory: runDirectory(context),
-        select: options.disk,
-        allowUnguarded: options.allowUnguarded,
-      },
+      source,
       full: options.full,
       name: options.name,
       description: options.description,
@@ -108,6 +112,22 @@ async function run(
   } finally {
     progress.stop();
   }
+}
+
+/** The machine to back up: behind a monitor, or as images. @throws {UsageError} when neither is named */
+function sourceOf(options: BackupCommandOptions, context: CliContext): MachineChoice {
+  const { qmp, image, disk: select, allowUnguarded } = options;
+  if (image !== undefined) {
+    const storageDaemon = context.environment["TIDEMARK_QSD"];
+    return { kind: "off", images: image, runDirectory: runDirectory(context), storageDaemon };
+  }
+  if (qmp === undefined) {
+    throw new UsageError("Neither --qmp nor --image was given", {
+      hint: "Give --qmp SOCKET for a machine that runs, or --image FILE for each disk of one that is off",
+    });
+  }
+  const address = parseQmpAddress(qmp);
+  return { kind: "live", address, runDirectory: runDirectory(context), select, allowUnguarded };
 }
 
 function observerFor(
