@@ -146,7 +146,7 @@ export class LocalStorage implements Storage {
     for (let attempt = 1; ; attempt += 1) {
       try {
         await this.#tree.directoryOf(key, true);
-        return await ObjectWriter.open(path, options);
+        return await ObjectWriter.open(this.#tree.root, path, options);
       } catch (error) {
         if (systemCode(error) !== "ENOENT" || attempt === DIRECTORY_ATTEMPTS)
           throw failure(`Cannot create "${path}"`, error);

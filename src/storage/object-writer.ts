@@ -2,7 +2,7 @@ import { constants } from "node:fs";
 import { link, open, rename, stat, unlink, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { HeadLastSink, IoOptions } from "../bytes/index.js";
-import { syncDirectory } from "./directory.js";
+import { pruneEmpty, syncDirectory } from "./directory.js";
 import { failure, StorageError, systemCode } from "./failure.js";
 import { newLeftoverName } from "./key.js";
 
@@ -15,6 +15,7 @@ const WRITE = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | consta
  * the target's name in one step once everything is on the disk.
  */
 export class ObjectWriter implements HeadLastSink {
+  readonly #root: string;
   readonly #target: string;
   readonly #path: string;
   readonly #handle: FileHandle;
@@ -25,11 +26,13 @@ export class ObjectWriter implements HeadLastSink {
   #state: "open" | "closed" = "open";
 
   private constructor(
+    root: string,
     target: string,
     path: string,
     handle: FileHandle,
     options: IoOptions & { readonly headLength: number },
   ) {
+    this.#root = root;
     this.#target = target;
     this.#path = path;
     this.#handle = handle;
@@ -38,13 +41,18 @@ export class ObjectWriter implements HeadLastSink {
     this.#signal = options.signal;
   }
 
-  /** @param target path of the object; its directory exists. @throws the system's error */
+  /**
+   * @param root of the storage: it stays, however empty
+   * @param target path of the object; its directory exists
+   * @throws the system's error
+   */
   static async open(
+    root: string,
     target: string,
     options: IoOptions & { readonly headLength: number },
   ): Promise<ObjectWriter> {
     const path = join(dirname(target), newLeftoverName());
-    return new ObjectWriter(target, path, await open(path, WRITE, FILE_MODE), options);
+    return new ObjectWriter(root, target, path, await open(path, WRITE, FILE_MODE), options);
   }
 
   async append(bytes: Uint8Array): Promise<void> {
@@ -147,9 +155,11 @@ export class ObjectWriter implements HeadLastSink {
     }
   }
 
-  /** What cannot be removed stays hidden, and a later run removes it. */
+  /** Directories that nothing else is in go, too. What cannot be removed stays hidden, and a later run removes it. */
   async #unlink(): Promise<void> {
-    await unlink(this.#path).catch(() => undefined);
+    await unlink(this.#path)
+      .then(() => pruneEmpty(this.#root, dirname(this.#path)))
+      .catch(() => undefined);
   }
 
   #requireOpen(): void {

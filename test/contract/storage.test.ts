@@ -107,6 +107,13 @@ describe.each(SUBJECTS)("%s", (_name, make) => {
     expect(await keysOf(other)).toEqual([]);
   });
 
+  it("create() leaves no folder behind when the writer aborts", async () => {
+    const sink = await storage.create("vm/point/disk", { headLength: 4 });
+    await sink.append(Buffer.from("body"));
+    await sink.abort();
+    expect(await foldersOf(other, "")).toEqual([]);
+  });
+
   it("create() leaves the object that is there as it was when the writer aborts", async () => {
     await storage.put("a", Buffer.from("old"));
     const sink = await storage.create("a", { headLength: 3 });
