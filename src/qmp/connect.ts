@@ -2,12 +2,13 @@ import { statSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { deferred } from "../flow/index.js";
 import { formatQmpAddress, type QmpAddress } from "./address.js";
-import { QmpClosedError, QmpNotFoundError } from "./errors.js";
+import { QmpBusyError, QmpClosedError, QmpNotFoundError } from "./errors.js";
 
 /**
  * Connects a socket to a monitor; says and reads nothing yet.
  *
  * @throws {QmpNotFoundError} when nothing listens there
+ * @throws {QmpBusyError} when others wait for it already
  * @throws {QmpClosedError} when the connection fails in another way
  */
 export async function connectSocket(
@@ -54,6 +55,12 @@ function connectFailure(address: QmpAddress, cause: NodeJS.ErrnoException): Erro
       return new QmpNotFoundError(`${what}: nothing listens there`, {
         cause,
         hint: "QEMU has ended, or listens at another address; start the machine or give its present socket",
+      });
+    case "EAGAIN":
+      // unix(7): the listener's backlog is full, which for a monitor is one client that waits behind another.
+      return new QmpBusyError(`${what}: other clients hold this monitor, or wait for it`, {
+        cause,
+        hint: "Close the other clients, or start QEMU with a second monitor (-qmp unix:PATH,server=on,wait=off)",
       });
     case "EACCES":
     case "EPERM":
