@@ -7,6 +7,7 @@ import {
   type BaseChoice,
   type LiveMachine,
   type MachineIdentity,
+  type RecoverOptions,
   type SourceBitmap,
   type SourceDisk,
 } from "../machine/index.js";
@@ -69,7 +70,19 @@ export async function inspectMachine(options: InspectOptions): Promise<MachineSt
       name: disk.deviceId ?? disk.driveId ?? disk.qdev ?? "(unnamed)",
       reason: disk.reason,
     })),
-    leftovers: leftoverLines(await recover(machine, { dryRun: true, signal })),
+    leftovers: leftoverLines(await recover(machine, { ...judgement(options), dryRun: true, signal })),
+  };
+}
+
+/** What lets the repository decide about bitmaps, as `cleanup` would. */
+function judgement({ catalogue, signal }: InspectOptions): Pick<RecoverOptions, "checkpoints"> {
+  if (catalogue === undefined) return {};
+  const { repository, machine } = catalogue;
+  return {
+    checkpoints: {
+      repositoryTag: repositoryTag(repository.id),
+      catalogue: (id) => repository.point(machine, id, { signal }),
+    },
   };
 }
 

@@ -76,6 +76,10 @@ function renderStatus({ machine, disks, refused, leftovers }: MachineStatus): st
     lines.push(table, renderTable(columns, checkpoints));
   } else lines.push(table);
   lines.push(...refused.map(({ name, reason }) => `cannot be backed up: ${name}: ${reason}`));
-  lines.push(...leftovers.map(({ kind, name, run }) => `left by run ${run ?? "?"}: ${kind} ${name}`));
+  lines.push(
+    ...leftovers.map(
+      ({ kind, name, run }) => `left by ${run === null ? "an earlier run" : `run ${run}`}: ${kind} ${name}`,
+    ),
+  );
   return `${lines.join("\n").trimEnd()}\n`;
 }
