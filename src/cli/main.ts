@@ -1,11 +1,13 @@
 #!/usr/bin/env node
 import type { CliContext } from "./context.js";
 import { exitCodeOf } from "./exit-code.js";
+import { neverWait } from "./never-wait.js";
 import { runProgram } from "./program.js";
 import { renderError } from "./render/error.js";
 import { isReported } from "./render/output.js";
 import { abortFromOutside } from "./signals.js";
 
+for (const stream of [process.stdout, process.stderr]) neverWait(stream);
 const context: CliContext = {
   stdout: process.stdout,
   stderr: process.stderr,

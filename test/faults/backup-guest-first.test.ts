@@ -1,5 +1,8 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
+import { closeSync, constants, openSync, writeSync } from "node:fs";
+import { readdir, readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Worker } from "node:worker_threads";
 import { describe, expect, it, vi } from "vitest";
@@ -142,6 +145,62 @@ describe("tidemark backup", () => {
     child.kill("SIGTERM");
     expect(await once(child, "close")).toEqual([130, null]);
     expect(await residueOf(rig.machine.monitor)).toMatchObject({ nodes: [], jobs: [], exports: [] });
+  });
+});
+
+/** Bytes of all files below a directory. */
+async function sizeOf(directory: string): Promise<number> {
+  const entries = await readdir(directory, { recursive: true, withFileTypes: true });
+  const files = entries.filter((entry) => entry.isFile());
+  const sizes = files.map(async ({ parentPath, name }) => (await stat(join(parentPath, name))).size);
+  return (await Promise.all(sizes)).reduce((sum, size) => sum + size, 0);
+}
+
+/** Writes to a process's terminal until it takes no more. */
+function fillTerminal(pid: number): void {
+  const { O_WRONLY, O_NONBLOCK, O_NOCTTY } = constants;
+  const terminal = openSync(`/proc/${pid}/fd/2`, O_WRONLY | O_NONBLOCK | O_NOCTTY);
+  const fill = (): void => {
+    for (;;) writeSync(terminal, "x".repeat(64));
+  };
+  expect(fill).toThrow("EAGAIN");
+  closeSync(terminal);
+}
+
+describe("tidemark backup on a terminal", () => {
+  it("goes on, and can be interrupted, when the terminal takes nothing more", async () => {
+    await using rig = await Rig.create();
+    const path = await writeNoise(rig.directory.file("disk.raw"), 64 * MiB, 1);
+    const { monitor } = await rig.start([{ path, format: "raw" }]);
+    const args = rig.backupArguments(["--bandwidth", "4MiB/s"]).filter((argument) => argument !== "--json");
+    const command = ["exec", process.execPath, MAIN, ...args].join(" ");
+    const terminal = spawn("script", ["--quiet", "--command", command, "/dev/null"], {
+      stdio: ["ignore", "pipe", "ignore"],
+      timeout: 60_000,
+      env: { ...process.env, TERM: "xterm", XDG_RUNTIME_DIR: rig.directory.file("run") },
+    });
+    const ended = once(terminal, "close");
+    terminal.stdout.resume();
+    await vi.waitFor(async () => expect(await sizeOf(rig.repository)).toBeGreaterThan(4 * MiB), 20_000);
+    const runs = rig.directory.file("run/tidemark");
+    const [record = ""] = await readdir(runs);
+    const { holder } = JSON.parse(await readFile(join(runs, record), "utf8")) as { holder: { pid: number } };
+    // Whoever reads the terminal stops doing so.
+    terminal.kill("SIGSTOP");
+    fillTerminal(holder.pid);
+
+    const before = await sizeOf(rig.repository);
+    await vi.waitFor(
+      async () => expect(await sizeOf(rig.repository)).toBeGreaterThan(before + 8 * MiB),
+      20_000,
+    );
+    process.kill(holder.pid, "SIGTERM");
+    await vi.waitFor(
+      async () => expect(await residueOf(monitor)).toMatchObject({ nodes: [], jobs: [], exports: [] }),
+      20_000,
+    );
+    terminal.kill("SIGCONT");
+    await ended;
   });
 });
 
