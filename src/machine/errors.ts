@@ -12,7 +12,7 @@ export class ForeignServerError extends BusyError {
   constructor(why: string, details?: ErrorDetails) {
     super(
       "TM_NBD_SERVER_FOREIGN",
-      `Serve the frozen point: QEMU already runs an NBD server of another program (${why}), and it can have only one`,
+      `Cannot serve the frozen point: QEMU already runs an NBD server of another program (${why}), and it can have only one`,
       {
         hint: "Wait until the other program (a migration, another backup) has ended, or stop its NBD server",
         ...details,
@@ -54,7 +54,7 @@ export class TeardownError extends TidemarkError {
   readonly problems: readonly string[];
 
   constructor(run: string, problems: readonly string[], cause: unknown) {
-    super("TM_TEARDOWN", `Clean up after run ${run}: ${problems.join("; ")}`, {
+    super("TM_TEARDOWN", `Cannot clean up after run ${run}: ${problems.join("; ")}`, {
       cause,
       hint: "Run tidemark cleanup on the machine once the cause is gone",
     });

@@ -44,8 +44,8 @@ export async function prepareSocketPath(
   throw new TidemarkError(
     "TM_SOCKET_DIRECTORY",
     fitting.length === 0
-      ? `Make a directory for the NBD socket in ${parents.join(" or ")}: a socket's path may have ${LONGEST_SOCKET_PATH} bytes`
-      : `Make a directory for the NBD socket: ${(failure as Error).message}`,
+      ? `Cannot make a directory for the NBD socket in ${parents.join(" or ")}: a socket's path may have ${LONGEST_SOCKET_PATH} bytes`
+      : `Cannot make a directory for the NBD socket: ${(failure as Error).message}`,
     { cause: failure, hint: "Name a directory with --socket-dir that QEMU's user can reach" },
   );
 }
@@ -80,10 +80,14 @@ export async function startServer(qmp: QmpClient, path: string, maxConnections: 
     if (/already running/i.test(error.description)) {
       throw new ForeignServerError("it serves nothing at present", { cause: error });
     }
-    throw new TidemarkError("TM_NBD_SERVER", `Start QEMU's NBD server at ${path}: ${error.description}`, {
-      cause: error,
-      hint: "QEMU's user must be able to reach that directory; name another with --socket-dir",
-    });
+    throw new TidemarkError(
+      "TM_NBD_SERVER",
+      `Cannot start QEMU's NBD server at ${path}: ${error.description}`,
+      {
+        cause: error,
+        hint: "QEMU's user must be able to reach that directory; name another with --socket-dir",
+      },
+    );
   }
 }
 

@@ -140,9 +140,12 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
         run !== this.#run?.id && exports.length + jobs.length + nodes.length > 0,
     );
     if (other === undefined) return;
-    throw new RunBusyError(`Back up the machine: run ${other.run} left things in it, or still works on it`, {
-      hint: "Run tidemark cleanup on it first",
-    });
+    throw new RunBusyError(
+      `Cannot back up the machine: run ${other.run} left things in it, or still works on it`,
+      {
+        hint: "Run tidemark cleanup on it first",
+      },
+    );
   }
 
   async freeze(request: FreezeRequest, options: IoOptions = {}): Promise<FrozenPoint> {

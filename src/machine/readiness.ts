@@ -35,9 +35,12 @@ export async function assertFeatures(qmp: QmpClient, options: IoOptions = {}): P
   if (missing === undefined) return;
   const { major, minor } = qmp.greeting.version;
   const what = Object.values(missing).join(" ");
-  throw new UnsupportedMachineError(`Back up a machine of QEMU ${major}.${minor}: it lacks "${what}"`, {
-    hint: "QEMU 5.2 or newer is needed",
-  });
+  throw new UnsupportedMachineError(
+    `Cannot back up a machine of QEMU ${major}.${minor}: it lacks "${what}"`,
+    {
+      hint: "QEMU 5.2 or newer is needed",
+    },
+  );
 }
 
 /** @throws {MachineBusyError} while the machine migrates, in or out */
@@ -48,7 +51,7 @@ export async function assertNotMigrating(qmp: QmpClient, options: IoOptions = {}
   ]);
   if (NOT_MIGRATING.has(migration) && !AWAY.has(status)) return;
   throw new MachineBusyError(
-    `Back up the machine: it is migrating (migration ${migration ?? "none"}, state ${status})`,
+    `Cannot back up the machine: it is migrating (migration ${migration ?? "none"}, state ${status})`,
     { hint: "Wait until the migration has ended, then back it up where it runs" },
   );
 }
@@ -64,19 +67,19 @@ export function assertDisksSupported(
 ): void {
   const [first] = refused;
   if (first !== undefined) {
-    throw new UnsupportedMachineError(`Back up disk ${describeNames(first)}: ${first.reason}`, {
+    throw new UnsupportedMachineError(`Cannot back up disk ${describeNames(first)}: ${first.reason}`, {
       hint: "Name the disks to back up with --disk, without this one",
     });
   }
   if (disks.length === 0) {
-    throw new NotFoundError("TM_NO_DISK", "Back up the machine: it has no writable disk", {
+    throw new NotFoundError("TM_NO_DISK", "Cannot back up the machine: it has no writable disk", {
       hint: "Removable and read-only disks are never backed up",
     });
   }
   const threaded = disks.find(({ iothread }) => iothread !== null);
   if (threaded === undefined || allowUnguarded) return;
   throw new UnsupportedMachineError(
-    `Back up disk ${describeNames(threaded)}: it is served by an iothread (${threaded.iothread ?? ""}), and on some builds of QEMU the death of the backup would then abort the machine`,
+    `Cannot back up disk ${describeNames(threaded)}: it is served by an iothread (${threaded.iothread ?? ""}), and on some builds of QEMU the death of the backup would then abort the machine`,
     { hint: "Use --allow-unguarded to take that risk" },
   );
 }
@@ -87,7 +90,7 @@ export function assertNoForeignJobs(disks: readonly LiveDisk[]): void {
     const [job] = disk.foreignJobs;
     if (job === undefined) continue;
     throw new MachineBusyError(
-      `Back up disk ${describeNames(disk)}: job "${job}" of another program works on it`,
+      `Cannot back up disk ${describeNames(disk)}: job "${job}" of another program works on it`,
       { hint: "Wait until the job has ended, or cancel it" },
     );
   }
@@ -103,7 +106,7 @@ export function assertNoForeignJobs(disks: readonly LiveDisk[]): void {
 export function assertDisksUnchanged(wanted: readonly FreezeDisk[], now: readonly DiskNode[]): void {
   for (const { disk, base } of wanted) {
     const changed = (what: string): MachineBusyError =>
-      new MachineBusyError(`Freeze disk ${disk.name}: ${what}`, {
+      new MachineBusyError(`Cannot freeze disk ${disk.name}: ${what}`, {
         hint: "Somebody else changes the machine's disks; run the backup again when that is over",
       });
     const found = now.find(({ node, qdev }) => node === disk.node && qdev === disk.qdev);

@@ -151,14 +151,14 @@ function describe({ objects, found }: DeadRun): LeftoverRun {
 
 function alive({ record }: FoundRun): RunBusyError {
   return new RunBusyError(
-    `Clean up the machine: run ${record.run} of process ${record.holder.pid} works on it`,
+    `Cannot clean up the machine: run ${record.run} of process ${record.holder.pid} works on it`,
     { hint: "Wait until it has ended" },
   );
 }
 
 function unknown(run: string, directory: string): RunBusyError {
   return new RunBusyError(
-    `Clean up the machine: run ${run} has things in it, and ${directory} does not say whether it lives`,
+    `Cannot clean up the machine: run ${run} has things in it, and ${directory} does not say whether it lives`,
     {
       hint: "It was started by another user or in another container: run tidemark cleanup there, or wait until it has ended",
     },

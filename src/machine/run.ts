@@ -150,7 +150,7 @@ async function prepareDirectory(path: string): Promise<void> {
 
 function busy({ record }: FoundRun): RunBusyError {
   return new RunBusyError(
-    `Back up the machine at ${record.machine.address}: run ${record.run} of process ${record.holder.pid} works on it`,
+    `Cannot back up the machine at ${record.machine.address}: run ${record.run} of process ${record.holder.pid} works on it`,
     { hint: "Wait until it has ended" },
   );
 }

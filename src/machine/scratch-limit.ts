@@ -49,7 +49,7 @@ export class ScratchLimit {
     for (const group of groups) {
       if (await armed.#share(group, options)) continue;
       throw new ScratchFullError(
-        `Arm the scratch files: a limit of ${group.limit} bytes leaves no room to begin`,
+        `Cannot arm the scratch files: a limit of ${group.limit} bytes leaves no room to begin`,
         {
           hint: "Free space, name another directory with --scratch, or raise --scratch-limit",
         },

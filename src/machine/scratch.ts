@@ -67,7 +67,7 @@ export async function freeSpace(directory: string): Promise<number> {
 function besideImage(disk: SourceDisk): string {
   if (disk.imageFile !== null) return dirname(disk.imageFile);
   throw new UsageError(
-    `Place the scratch file of disk ${disk.name}: its image is no file with a known path`,
+    `Cannot place the scratch file of disk ${disk.name}: its image is no file with a known path`,
     {
       hint: "Name a directory with --scratch",
     },
@@ -80,12 +80,12 @@ async function statDirectory(directory: string, disk: SourceDisk): Promise<{ dev
     if (found.isDirectory()) return found;
   } catch (cause) {
     const why = (cause as Error).message;
-    throw new TidemarkError("TM_SCRATCH", `Place the scratch file of disk ${disk.name}: ${why}`, {
+    throw new TidemarkError("TM_SCRATCH", `Cannot place the scratch file of disk ${disk.name}: ${why}`, {
       cause,
       hint: "Name a directory with --scratch that both tidemark and QEMU can use",
     });
   }
-  throw new UsageError(`Place the scratch file of disk ${disk.name}: ${directory} is no directory`);
+  throw new UsageError(`Cannot place the scratch file of disk ${disk.name}: ${directory} is no directory`);
 }
 
 /** It holds the guest's old data. QEMU makes files that everybody may read. */

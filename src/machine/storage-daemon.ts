@@ -24,12 +24,13 @@ export class StorageDaemon implements AsyncDisposable {
   readonly address: QmpAddress & { readonly transport: "unix" };
   readonly qmp: QmpClient;
   readonly #child: ChildProcess;
-  readonly #directory: string;
+  /** A directory of its own, removed at its end. */
+  readonly directory: string;
   readonly #stderr: () => string;
 
   private constructor(child: ChildProcess, directory: string, stderr: () => string, qmp: QmpClient) {
     this.#child = child;
-    this.#directory = directory;
+    this.directory = directory;
     this.#stderr = stderr;
     this.qmp = qmp;
     this.address = addressIn(directory);
@@ -103,7 +104,7 @@ export class StorageDaemon implements AsyncDisposable {
     const exit = this.#exited();
     this.#child.kill("SIGKILL");
     await exit;
-    await rm(this.#directory, { recursive: true, force: true }).catch(() => undefined);
+    await rm(this.directory, { recursive: true, force: true }).catch(() => undefined);
   }
 
   async #exited(): Promise<number | null> {
@@ -125,20 +126,20 @@ async function endOf(child: ChildProcess, program: string, stderr: () => string)
     [code] = (await once(child, "exit")) as [unknown];
   } catch (error) {
     const hint = "Install util-linux (setpriv)";
-    throw new NotFoundError("TM_STORAGE_DAEMON", `Start ${program}: ${messageOf(error)}`, {
+    throw new NotFoundError("TM_STORAGE_DAEMON", `Cannot start ${program}: ${messageOf(error)}`, {
       cause: error,
       hint,
     });
   }
   // setpriv's codes for what it cannot run.
   if (code === 127 || code === 126) {
-    throw new NotFoundError("TM_STORAGE_DAEMON", `Start ${program}: it is not installed`, {
+    throw new NotFoundError("TM_STORAGE_DAEMON", `Cannot start ${program}: it is not installed`, {
       hint: "Install Debian's qemu-system-common, or name the program in TIDEMARK_QSD",
     });
   }
   throw new TidemarkError(
     "TM_STORAGE_DAEMON",
-    `Start ${program}: it ended with code ${String(code)}: ${stderr().trim()}`,
+    `Cannot start ${program}: it ended with code ${String(code)}: ${stderr().trim()}`,
   );
 }
 

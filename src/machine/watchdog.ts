@@ -72,7 +72,7 @@ export class Watchdog {
     if (limit === undefined) return;
     const disk = this.#limit.diskOf(node) ?? "";
     throw new ScratchFullError(
-      `Back up disk ${disk}: its scratch reached the limit of ${limit} bytes, the guest overwrites too much meanwhile`,
+      `Cannot back up disk ${disk}: its scratch reached the limit of ${limit} bytes, the guest overwrites too much meanwhile`,
       {
         hint: "Raise --scratch-limit, name a directory with more room with --scratch, or back up at a quieter time",
       },

@@ -40,7 +40,7 @@ export async function connectSocket(
 }
 
 function connectFailure(address: QmpAddress, cause: NodeJS.ErrnoException): Error {
-  const what = `Connect to QMP monitor ${formatQmpAddress(address)}`;
+  const what = `Cannot connect to QMP monitor ${formatQmpAddress(address)}`;
   switch (cause.code) {
     case "ENOENT":
       return new QmpNotFoundError(`${what}: no such socket`, {
