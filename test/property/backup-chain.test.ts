@@ -20,6 +20,12 @@ const LONGEST = 4 * CLUSTER;
 /** What becomes of a range of a disk; a cut takes off all from there on, and the disk grows back. */
 const KINDS = ["fill", "noise", "zero", "unmap", "discard", "cut"] as const;
 
+/**
+ * Clusters of a qcow2 disk. Disks with larger ones than the backup's are not cut: what a cut takes off
+ * inside such a cluster comes back when the disk grows, and QEMU's bitmaps have lost that it was written.
+ */
+const CLUSTER_SIZES = ["4k", "16k", "64k", "256k"] as const;
+
 /** One command on one disk; the disk's shape turns fractions into sectors. */
 interface Change {
   readonly kind: (typeof KINDS)[number];
@@ -34,7 +40,7 @@ interface Change {
 interface Plan {
   readonly sectors: readonly [number, number, number];
   /** Bytes per cluster of the second qcow2 disk: smaller and larger than the backup's are worth trying. */
-  readonly clusterSize: string;
+  readonly clusterSize: (typeof CLUSTER_SIZES)[number];
   /** Changes before each point, by disk: the first point is a full one. */
   readonly steps: readonly (readonly [readonly Change[], readonly Change[], readonly Change[]])[];
 }
@@ -63,7 +69,7 @@ const plan: fc.Arbitrary<Plan> = fc.record({
     fc.integer({ min: 16, max: 64 }).map((clusters) => (clusters * CLUSTER) / SECTOR),
     fc.integer({ min: 1, max: (4 * MiB) / SECTOR }),
   ),
-  clusterSize: fc.constantFrom("4k", "16k", "64k", "256k"),
+  clusterSize: fc.constantFrom(...CLUSTER_SIZES),
   steps: fc.array(fc.tuple(changes, changes, changes), { minLength: 2, maxLength: 13, size: "max" }),
 });
 
@@ -127,7 +133,9 @@ async function backUp({ sectors, clusterSize, steps }: Plan): Promise<void> {
   const points: PointView[] = [];
   for (const [number, step] of steps.entries()) {
     for (const [disk, list] of step.entries()) {
-      for (const item of list) await apply(item, machine, disk, sizes[disk] ?? 0, noise);
+      const isCut = disk !== 1 || clusterSize !== "256k";
+      const made = list.filter(({ kind }) => isCut || kind !== "cut");
+      for (const item of made) await apply(item, machine, disk, sizes[disk] ?? 0, noise);
     }
     const point = await rig.backup();
     const kind = number === 0 ? "full" : "incremental";
