@@ -40,6 +40,7 @@ find_missing() {
   need qemu-system-common qemu-storage-daemon
   need libnbd-bin nbdinfo nbdcopy
   need nbdkit nbdkit
+  need openssl openssl
   need g++ g++
   need make make
   need python3 python3

@@ -1,4 +1,3 @@
-import { UsageError } from "../errors/index.js";
 import { describeAddress, type NbdAddress } from "./address.js";
 import type { NbdClient } from "./client.js";
 import { NbdConnectionError } from "./errors.js";
@@ -6,6 +5,7 @@ import type { NbdExport } from "./export-info.js";
 import { negotiate } from "./handshake.js";
 import type { NegotiateOptions } from "./negotiate-options.js";
 import { openSocket } from "./socket.js";
+import { tlsOptionsOf } from "./tls-options.js";
 import type { NbdUri } from "./uri.js";
 
 /** Options of `connect`: those of `negotiate`, and the export's name when the target is an address. */
@@ -14,18 +14,17 @@ export type ConnectOptions = Omit<NegotiateOptions, "exportName"> & { readonly e
 /**
  * Connects and negotiates.
  *
- * @param target an address, or an NBD URI (its export name wins over `options.exportName`)
- * @throws {UsageError} when the URI asks for TLS, which this client does not speak: never plain text instead
+ * @param target an address, or an NBD URI (its export name and its TLS parameters win over those of `options`)
+ * @throws {UsageError} when the URI's TLS parameters make no sense
+ * @throws as `openSocket` and `negotiate`
  */
 export async function connect(target: NbdAddress | NbdUri, options: ConnectOptions = {}): Promise<NbdClient> {
   const isUri = "address" in target;
-  if (isUri && target.tls) {
-    throw new UsageError(`Cannot connect to ${describeAddress(target.address)} with TLS: not supported`);
-  }
   const address = isUri ? target.address : target;
   const exportName = isUri ? target.exportName : (options.exportName ?? "");
+  const tls = (isUri ? tlsOptionsOf(target) : undefined) ?? options.tls;
   const socket = await openSocket(address, options);
-  return negotiate(socket, { ...options, exportName });
+  return negotiate(socket, { ...options, exportName, tls });
 }
 
 /**

@@ -37,6 +37,7 @@ export const NBD_FLAG_SEND_FAST_ZERO = 1 << 11;
 // Option types
 export const NBD_OPT_ABORT = 2;
 export const NBD_OPT_LIST = 3;
+export const NBD_OPT_STARTTLS = 5;
 export const NBD_OPT_GO = 7;
 export const NBD_OPT_STRUCTURED_REPLY = 8;
 export const NBD_OPT_SET_META_CONTEXT = 10;

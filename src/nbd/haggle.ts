@@ -1,3 +1,4 @@
+import type { ConnectionOptions } from "node:tls";
 import { ByteReader } from "../bytes/index.js";
 import {
   NBD_FLAG_C_FIXED_NEWSTYLE,
@@ -48,6 +49,8 @@ export class Haggle {
   readonly action: string;
   readonly #socket: NbdSocket;
   readonly #stream: HandshakeStream;
+  /** Explains an end of the connection that is TLS's, until the first reply came through it. */
+  #explain: ((error: Error) => Error) | undefined;
 
   private constructor(socket: NbdSocket, action: string) {
     this.#socket = socket;
@@ -80,6 +83,25 @@ export class Haggle {
     const noZeroes = (greeting.handshakeFlags & NBD_FLAG_NO_ZEROES) === 0 ? 0 : NBD_FLAG_C_NO_ZEROES;
     socket.write(encodeClientFlags(NBD_FLAG_C_FIXED_NEWSTYLE | noZeroes));
     return haggle;
+  }
+
+  /**
+   * Encrypts all that follows, once the server has agreed to.
+   *
+   * @param explain makes an error of what TLS, or a server that says goodbye right after it, ended with
+   */
+  async encrypt(connection: ConnectionOptions, explain: (error: Error) => Error): Promise<void> {
+    const unasked = this.#stream.rest().length;
+    if (unasked > 0) {
+      // Somebody on the way could have put them there, to be taken for what came through TLS.
+      this.fault("TM_NBD_TLS_EARLY", `${unasked} bytes in plain text follow the server's consent to TLS`);
+    }
+    try {
+      await this.#socket.encrypt(connection);
+    } catch (error) {
+      throw explain(error as Error);
+    }
+    this.#explain = explain;
   }
 
   /** Sends one option and takes its replies, each through `onReply`, until the final one. */
@@ -120,7 +142,7 @@ export class Haggle {
 
   async #takeReply(option: number): Promise<{ type: number; payload: Buffer }> {
     const part = `the reply to option ${option}`;
-    const header = decodeOptionReplyHeader(await this.#stream.take(OPTION_REPLY_HEADER_SIZE, part));
+    const header = decodeOptionReplyHeader(await this.#takeFirst(part));
     if (header.magic !== NBD_OPTION_REPLY_MAGIC) {
       this.fault("TM_NBD_OPTION_MAGIC", `${part} begins with ${hex(header.magic)}`);
     }
@@ -134,6 +156,16 @@ export class Haggle {
       );
     }
     return { type: header.type, payload: await this.#stream.take(header.length, part) };
+  }
+
+  async #takeFirst(part: string): Promise<Buffer> {
+    const explain = this.#explain;
+    this.#explain = undefined;
+    try {
+      return await this.#stream.take(OPTION_REPLY_HEADER_SIZE, part);
+    } catch (error) {
+      throw explain === undefined ? error : explain(error as Error);
+    }
   }
 
   /** A reply whose inner lengths do not fit its size shows as a RangeError of the cursor. */

@@ -53,7 +53,7 @@ export class HandshakeStream implements Receiver {
   }
 
   ended(error: Error | undefined): void {
-    this.#end ??= error ?? this.#closed();
+    this.#end ??= error === undefined ? this.#closed() : this.#failed(error);
     this.#serve();
   }
 
@@ -68,6 +68,12 @@ export class HandshakeStream implements Receiver {
       this.#waiter = undefined;
       waiter.reject(this.#end);
     }
+  }
+
+  /** What the system or TLS says of a connection is put in our words; our own errors are left as they are. */
+  #failed(error: Error): Error {
+    if (error instanceof NbdConnectionError || error instanceof NbdProtocolError) return error;
+    return new NbdConnectionError("TM_NBD_CONNECTION", `${this.#action}: ${error.message}`, { cause: error });
   }
 
   #closed(): NbdConnectionError {

@@ -18,7 +18,7 @@ import {
   type ExportFlags,
 } from "./export-info.js";
 import { encodeGoData } from "./frames.js";
-import { Haggle } from "./haggle.js";
+import type { Haggle } from "./haggle.js";
 import { withLimits } from "./limits.js";
 import { decodeMetaContext, encodeSetMetaContext } from "./meta-context.js";
 import {
@@ -30,13 +30,15 @@ import {
 } from "./negotiate-options.js";
 import { isUnsupported, refusalOf } from "./refusal.js";
 import type { NbdSocket } from "./socket.js";
+import { beginHaggle } from "./starttls.js";
 
 /**
- * Does the handshake (fixed newstyle: NBD_OPT_STRUCTURED_REPLY, NBD_OPT_SET_META_CONTEXT, NBD_OPT_GO) and
+ * Does the handshake (fixed newstyle: NBD_OPT_STARTTLS where TLS is wanted, NBD_OPT_STRUCTURED_REPLY, NBD_OPT_SET_META_CONTEXT, NBD_OPT_GO) and
  * enters transmission. The socket belongs to the client from then on; when this fails, it is closed, unless it is held.
  *
  * @throws {NotFoundError} TM_NBD_NO_EXPORT when the server has no such export
  * @throws {NbdConnectionError} TM_NBD_REFUSED, TM_NBD_TIMEOUT, TM_NBD_EOF_HANDSHAKE
+ * @throws {NbdConnectionError} TM_NBD_TLS_… when TLS is wanted and does not come about
  * @throws {NbdProtocolError} when the server breaks the protocol
  * @throws {UsageError} when a name is too long or `requestSize` is out of its bounds
  * @throws `signal.reason` when aborted
@@ -57,7 +59,7 @@ export async function negotiate(socket: NbdSocket, options: NegotiateOptions): P
 
 async function shakeHands(socket: NbdSocket, what: string, options: NegotiateOptions): Promise<NbdClient> {
   const { exportName, contexts = [], requestSize = MIN_REQUEST_SIZE } = options;
-  const haggle = await Haggle.begin(socket, what);
+  const haggle = await beginHaggle(socket, what, options.tls);
   const structuredReplies = await askStructuredReplies(haggle);
   const contextIds = structuredReplies ? await setMetaContext(haggle, exportName, contexts) : new Map();
   const information = await go(haggle, exportName);

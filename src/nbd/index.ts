@@ -27,5 +27,6 @@ export {
 } from "./meta-context.js";
 export type { NegotiateOptions } from "./negotiate-options.js";
 export { openSocket, type NbdSocket, type OpenSocketOptions } from "./socket.js";
+export { tlsOptionsOf, type PskOptions, type TlsOptions, type X509Options } from "./tls-options.js";
 export { MAX_IN_FLIGHT } from "./transmission.js";
 export { formatNbdUri, NBD_DEFAULT_PORT, parseNbdUri, type NbdUri } from "./uri.js";

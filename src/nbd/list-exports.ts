@@ -1,10 +1,11 @@
 import { describeAddress, type NbdAddress } from "./address.js";
 import { NBD_OPT_LIST, NBD_REP_SERVER } from "./constants.js";
-import { Haggle } from "./haggle.js";
 import { withLimits } from "./limits.js";
-import { DEFAULT_TIMEOUT_MS } from "./negotiate-options.js";
+import { DEFAULT_TIMEOUT_MS, type NegotiateOptions } from "./negotiate-options.js";
 import { refusalOf } from "./refusal.js";
 import { openSocket, type NbdSocket, type OpenSocketOptions } from "./socket.js";
+import { beginHaggle } from "./starttls.js";
+import type { TlsOptions } from "./tls-options.js";
 
 /** One entry of a server's list. */
 export interface ListedExport {
@@ -20,12 +21,12 @@ export interface ListedExport {
  */
 export async function listExports(
   address: NbdAddress,
-  options: OpenSocketOptions = {},
+  options: OpenSocketOptions & Pick<NegotiateOptions, "tls"> = {},
 ): Promise<readonly ListedExport[]> {
   const { signal, timeoutMs = DEFAULT_TIMEOUT_MS } = options;
   const what = `Cannot list exports of ${describeAddress(address)}`;
   const socket = await openSocket(address, options);
-  return withLimits(listOn(socket, what), {
+  return withLimits(listOn(socket, what, options.tls), {
     what,
     timeoutMs,
     signal,
@@ -33,8 +34,12 @@ export async function listExports(
   });
 }
 
-async function listOn(socket: NbdSocket, what: string): Promise<readonly ListedExport[]> {
-  const haggle = await Haggle.begin(socket, what);
+async function listOn(
+  socket: NbdSocket,
+  what: string,
+  tls: TlsOptions | undefined,
+): Promise<readonly ListedExport[]> {
+  const haggle = await beginHaggle(socket, what, tls);
   const exports: ListedExport[] = [];
   const outcome = await haggle.ask(NBD_OPT_LIST, undefined, (type, reader) => {
     if (type !== NBD_REP_SERVER) haggle.fault("TM_NBD_OPTION_REPLY", `reply ${type} to NBD_OPT_LIST`);

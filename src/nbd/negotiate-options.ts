@@ -1,6 +1,7 @@
 import { KiB, MiB } from "../bytes/index.js";
 import { UsageError } from "../errors/index.js";
 import { NBD_MAX_STRING } from "./constants.js";
+import type { TlsOptions } from "./tls-options.js";
 
 /** Options of `negotiate`. */
 export interface NegotiateOptions {
@@ -10,6 +11,8 @@ export interface NegotiateOptions {
    * see `client.export.contexts`. One per connection is best (see `NbdClient.blockStatus`).
    */
   readonly contexts?: readonly string[];
+  /** Encrypt, by these means or not at all. Default: plain text. */
+  readonly tls?: TlsOptions | undefined;
   /** Longest read or write request, 256 KiB (default) to 1 MiB; the export's maximum block size limits it further. */
   readonly requestSize?: number | undefined;
   /** How long one request may stay unanswered before the connection is given up. Default 30 seconds. */

@@ -35,7 +35,7 @@ const NAMES: ReadonlyMap<number, string> = new Map([
 
 const HINTS: ReadonlyMap<number, string> = new Map([
   [NBD_REP_ERR_UNSUP, "The server is too old: fixed newstyle with NBD_OPT_GO is needed"],
-  [NBD_REP_ERR_TLS_REQD, "The server speaks TLS only, which is not supported"],
+  [NBD_REP_ERR_TLS_REQD, "The server speaks TLS only: use nbds:// or nbds+unix://"],
   [NBD_REP_ERR_SHUTDOWN, "The server is being shut down"],
 ]);
 
@@ -48,8 +48,14 @@ export function isUnsupported(refusal: Refusal): boolean {
  * Ends haggling because of a refusal, in the orderly way, and makes its error.
  *
  * @param thing what was refused: "the export"
+ * @param code of the error, where an unknown export is not the reason
  */
-export async function refusalOf(haggle: Haggle, thing: string, refusal: Refusal): Promise<TidemarkError> {
+export async function refusalOf(
+  haggle: Haggle,
+  thing: string,
+  refusal: Refusal,
+  code = "TM_NBD_REFUSED",
+): Promise<TidemarkError> {
   await haggle.abort();
   const name = NAMES.get(refusal.type) ?? `error 0x${refusal.type.toString(16)}`;
   const words = refusal.text === "" ? "" : ` (${printable(refusal.text)})`;
@@ -57,5 +63,5 @@ export async function refusalOf(haggle: Haggle, thing: string, refusal: Refusal)
   const details = { hint: HINTS.get(refusal.type) };
   return refusal.type === NBD_REP_ERR_UNKNOWN
     ? new NotFoundError("TM_NBD_NO_EXPORT", message, details)
-    : new NbdConnectionError("TM_NBD_REFUSED", message, details);
+    : new NbdConnectionError(code, message, details);
 }

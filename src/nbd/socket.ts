@@ -1,9 +1,11 @@
+import { connect as connectTls, type ConnectionOptions } from "node:tls";
 import { connect, type OnReadOpts, type Socket } from "node:net";
 import { KiB } from "../bytes/index.js";
 import { messageOf, UsageError } from "../errors/index.js";
 import { describeAddress, type NbdAddress } from "./address.js";
 import { NbdConnectionError, NbdProtocolError } from "./errors.js";
 import { withLimits } from "./limits.js";
+import { TlsFailure } from "./tls-failure.js";
 
 /** Who reads a socket. Neither method may throw. */
 export interface Receiver {
@@ -33,12 +35,15 @@ export class NbdSocket {
   #early: Buffer = Buffer.alloc(0);
   #end: { readonly error: Error | undefined } | undefined;
   #corked = false;
+  /** What is written to and read from: the socket itself, or TLS on top of it. */
+  #channel: Socket;
 
   /** Use `openSocket`. */
   constructor(address: NbdAddress, socket: Socket, isHeld: boolean) {
     this.address = address;
     this.#socket = socket;
     this.#isHeld = isHeld;
+    this.#channel = socket;
     socket.on("error", (error) => this.destroy(error));
     socket.on("end", () => this.destroy());
     socket.on("close", () => this.destroy());
@@ -63,16 +68,44 @@ export class NbdSocket {
 
   /** Sends; what is sent in one turn of the event loop leaves in one system call. */
   write(bytes: Buffer): void {
-    if (this.#socket.destroyed) return;
+    const channel = this.#channel;
+    if (channel.destroyed) return;
     if (!this.#corked) {
       this.#corked = true;
-      this.#socket.cork();
+      channel.cork();
       process.nextTick(() => {
         this.#corked = false;
-        this.#socket.uncork();
+        channel.uncork();
       });
     }
-    this.#socket.write(bytes);
+    channel.write(bytes);
+  }
+
+  /**
+   * Puts TLS between this side and the server: what is written and read from now on goes through it. The receiver
+   * stays the same.
+   *
+   * @throws {TlsFailure} when it does not come about; the connection is of no use then
+   */
+  async encrypt(options: ConnectionOptions): Promise<void> {
+    if (this.#channel.destroyed) throw new TlsFailure("the connection is closed", "other");
+    const secure = connectTls({ ...options, socket: this.#socket });
+    this.#channel = secure;
+    const ready = new Promise<void>((resolve, reject) => {
+      secure.once("secureConnect", resolve);
+      secure.once("error", (error: Error) => reject(TlsFailure.ofError(secure, error)));
+      secure.once("end", () => reject(new TlsFailure("server closed the connection", "mismatch")));
+      secure.once("close", () => reject(new TlsFailure("the connection was closed", "mismatch")));
+    });
+    // Wait for the outcome before the receiver is told of an end.
+    try {
+      await ready;
+    } finally {
+      secure.on("error", (error: Error) => this.destroy(error));
+      secure.on("end", () => this.destroy());
+      secure.on("close", () => this.destroy());
+    }
+    secure.on("data", (chunk: Buffer) => this.deliver(chunk));
   }
 
   /**
@@ -80,22 +113,27 @@ export class NbdSocket {
    * waits until all that was written has left, or the connection is gone. Never fails.
    */
   async finish(): Promise<void> {
-    if (this.#socket.destroyed) return;
+    const channel = this.#channel;
+    if (channel.destroyed) return;
     await new Promise<void>((resolve) => {
-      this.#socket.once("close", () => resolve());
-      this.#socket.end(() => resolve());
+      channel.once("close", () => resolve());
+      channel.end(() => resolve());
     });
   }
 
   /** Closes at once. The receiver is told, if it was not before. */
   destroy(error?: Error): void {
+    this.#channel.destroy();
     this.#socket.destroy();
     this.#ended(error);
   }
 
   /** Gives the connection up: as `destroy`, but one that is held stays open, and what still arrives is dropped. */
   abandon(error?: Error): void {
-    if (!this.#isHeld) this.#socket.destroy();
+    if (!this.#isHeld) {
+      this.#channel.destroy();
+      this.#socket.destroy();
+    }
     this.#ended(error);
   }
 

@@ -39,6 +39,7 @@ describe("parseNbdUri()", () => {
       parameters: { "tls-type": "psk", "x-trace": "1" },
     });
     expect(parseNbdUri("nbds+unix:///x?socket=s&tls-hostname=h")).toMatchObject({ tls: true });
+    expect(parseNbdUri("nbds+unix://alice@/x?socket=s")).toMatchObject({ tls: true, username: "alice" });
   });
 
   it.each([
@@ -49,6 +50,8 @@ describe("parseNbdUri()", () => {
     ["nbd+unix:///x", "socket is missing"],
     ["nbd+unix:///x?socket=", "socket is missing"],
     ["nbd+unix://host/x?socket=s", "no host"],
+    ["nbd+unix://alice@host/x?socket=s", "no host"],
+    ["nbd+unix://alice@:99/x?socket=s", "no host"],
     ["nbd://h/x?socket=s", "nbd+unix"],
     ["nbd://h:0/x", "port"],
     ["nbd://h:65536/x", "port"],
@@ -82,10 +85,18 @@ describe("formatNbdUri()", () => {
 
   it("gives what parseNbdUri() reads back as the same", () => {
     fc.assert(
-      fc.property(address, text, fc.boolean(), text, (where, exportName, tls, value) => {
-        const uri = { address: where, exportName, tls, parameters: { "x-note": value } };
-        expect(parseNbdUri(formatNbdUri(uri))).toEqual(uri);
-      }),
+      fc.property(
+        address,
+        text,
+        fc.option(text),
+        fc.boolean(),
+        text,
+        (where, exportName, user, tls, value) => {
+          const username = user === null ? {} : { username: user };
+          const uri = { address: where, exportName, tls, ...username, parameters: { "x-note": value } };
+          expect(parseNbdUri(formatNbdUri(uri))).toEqual(uri);
+        },
+      ),
     );
   });
 

@@ -11,19 +11,20 @@ export interface NbdUri {
   readonly exportName: string;
   /** Scheme nbds or nbds+unix: the connection must be encrypted or fail. */
   readonly tls: boolean;
-  /** User of a TLS pre-shared key. */
+  /** User of a TLS pre-shared key: `nbds://USER@HOST/`, `nbds+unix://USER@/?socket=…`. */
   readonly username?: string;
   /** Query parameters except `socket`: `tls-…`, and experimental ones (`x-…`). */
   readonly parameters: Readonly<Record<string, string>>;
 }
 
-/** Parameters of the specification, and the two that libnbd has besides. */
+/** Parameters of the specification, and those that libnbd has besides. */
 const TLS_PARAMETERS: ReadonlySet<string> = new Set([
   "tls-type",
   "tls-hostname",
   "tls-verify-peer",
   "tls-certificates",
   "tls-psk-file",
+  "tls-username",
 ]);
 
 /** RFC 3986, appendix B: scheme, authority, path, query, fragment. */
@@ -59,9 +60,11 @@ export function parseNbdUri(text: string): NbdUri {
   const { socket, ...parameters } = parseQuery(query, refuse);
   const tls = secure !== "";
   if (unix !== undefined) {
-    if (authority !== undefined && authority !== "") refuse("a unix socket has no host");
+    const [, name, host, port] = AUTHORITY.exec(authority ?? "") ?? refuse("the user's name is malformed");
+    if (host !== "" || port !== undefined) refuse("a unix socket has no host");
     if (socket === undefined || socket === "") return refuse("the parameter socket is missing");
-    return { address: { transport: "unix", path: socket }, exportName, tls, parameters };
+    const user = name === undefined ? {} : { username: decode(name, refuse) };
+    return { address: { transport: "unix", path: socket }, exportName, tls, ...user, parameters };
   }
   if (socket !== undefined) refuse("the parameter socket needs the scheme nbd+unix or nbds+unix");
   const { username, ...address } = parseAuthority(authority ?? "", refuse);
@@ -114,8 +117,8 @@ export function formatNbdUri(uri: NbdUri): string {
 }
 
 function formatAuthority({ address, username }: NbdUri): string {
-  if (address.transport === "unix") return "";
   const user = username === undefined ? "" : `${encodeURIComponent(username)}@`;
+  if (address.transport === "unix") return user;
   const host = address.host.includes(":") ? `[${address.host}]` : encodeURIComponent(address.host);
   return `${user}${host}${address.port === NBD_DEFAULT_PORT ? "" : `:${address.port}`}`;
 }

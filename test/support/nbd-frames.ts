@@ -47,7 +47,15 @@ export const REP = {
 } as const;
 
 /** Types of options. */
-export const OPT = { ABORT: 2, LIST: 3, GO: 7, STRUCTURED_REPLY: 8, SET_META_CONTEXT: 10 } as const;
+export const OPT = {
+  ABORT: 2,
+  LIST: 3,
+  STARTTLS: 5,
+  GO: 7,
+  STRUCTURED_REPLY: 8,
+  SET_META_CONTEXT: 10,
+  EXTENDED_HEADERS: 11,
+} as const;
 
 /** Types of requests. */
 export const CMD = { READ: 0, WRITE: 1, DISC: 2, FLUSH: 3, WRITE_ZEROES: 6, BLOCK_STATUS: 7 } as const;

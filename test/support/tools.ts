@@ -10,6 +10,7 @@ const DEBIAN_PACKAGES: Readonly<Record<string, string>> = {
   nbdinfo: "libnbd-bin",
   nbdcopy: "libnbd-bin",
   nbdkit: "nbdkit",
+  openssl: "openssl",
   prlimit: "util-linux",
   setpriv: "util-linux",
   stdbuf: "coreutils",
