@@ -1,12 +1,12 @@
-import { open } from "node:fs/promises";
 import { basename, extname, resolve } from "node:path";
 import type { IoOptions } from "../bytes/index.js";
-import { BusyError, messageOf, NotFoundError, TidemarkError, UsageError } from "../errors/index.js";
+import { NotFoundError, UsageError } from "../errors/index.js";
 import { isName, requireName } from "../point/index.js";
-import { QmpCommandError, type QmpClient } from "../qmp/index.js";
+import type { QmpClient } from "../qmp/index.js";
 import { describeNode, type DiskNode } from "./discover.js";
 import { freezeDisks } from "./freeze.js";
 import { NodeGraph } from "./graph.js";
+import { formatOf, inUse, isLockRefusal, openImage, type ImageFormat } from "./offline-image.js";
 import { assertFeatures } from "./readiness.js";
 import type { MachinePlace } from "./run-record.js";
 import { placeOfImages, Run } from "./run.js";
@@ -32,9 +32,6 @@ export interface OfflineMachineOptions extends IoOptions {
 interface OpenedImage extends ImageChoice {
   readonly node: string;
 }
-
-/** "QFI\xfb": what every qcow2 file begins with. */
-const QCOW2_MAGIC = Buffer.from([0x51, 0x46, 0x49, 0xfb]);
 
 /**
  * A machine that is off: its images, opened by a storage daemon of ours. They are opened for writing, so that
@@ -73,7 +70,7 @@ export class OfflineMachine implements QmpSource, AsyncDisposable {
   static async open(options: OfflineMachineOptions): Promise<OfflineMachine> {
     const { runDirectory, storageDaemon = STORAGE_DAEMON, signal } = options;
     const images = chooseImages(options.images);
-    const formats: ("qcow2" | "raw")[] = [];
+    const formats: ImageFormat[] = [];
     for (const { file } of images) formats.push(await formatOf(file));
     const place = await placeOfImages(images.map(({ file }) => file));
     const run = await Run.acquire(runDirectory, place, { signal });
@@ -224,55 +221,4 @@ function chooseImages(choices: readonly ImageChoice[]): OpenedImage[] {
 function nameOfFile(file: string): string {
   const name = basename(file, extname(file));
   return isName(name) ? name : "disk0";
-}
-
-/** qcow2 by its first bytes, else raw. @throws {NotFoundError} when there is no such file */
-async function formatOf(file: string): Promise<"qcow2" | "raw"> {
-  try {
-    await using handle = await open(file, "r");
-    const { buffer, bytesRead } = await handle.read(
-      Buffer.alloc(QCOW2_MAGIC.length),
-      0,
-      QCOW2_MAGIC.length,
-      0,
-    );
-    return bytesRead === QCOW2_MAGIC.length && buffer.equals(QCOW2_MAGIC) ? "qcow2" : "raw";
-  } catch (error) {
-    throw new NotFoundError("TM_IMAGE_NOT_FOUND", `Cannot back up ${file}: ${messageOf(error)}`, {
-      cause: error,
-    });
-  }
-}
-
-async function openImage(
-  qmp: QmpClient,
-  { file, node }: OpenedImage,
-  driver: "qcow2" | "raw",
-  options: IoOptions,
-): Promise<void> {
-  try {
-    await qmp.execute(
-      "blockdev-add",
-      { driver, "node-name": node, file: { driver: "file", filename: file } },
-      options,
-    );
-  } catch (error) {
-    if (isLockRefusal(error)) throw inUse(file, error);
-    if (!(error instanceof QmpCommandError)) throw error;
-    throw new TidemarkError("TM_IMAGE_OPEN", `Cannot back up ${file}: ${error.description}`, {
-      cause: error,
-    });
-  }
-}
-
-/** All of QEMU's errors are of one class: its words have to do. */
-function isLockRefusal(error: unknown): boolean {
-  return error instanceof QmpCommandError && /Failed to get .* lock/.test(error.description);
-}
-
-function inUse(file: string, cause: unknown): BusyError {
-  return new BusyError("TM_IMAGE_BUSY", `Cannot back up ${file}: another process uses it`, {
-    cause,
-    hint: "If its machine runs, back that up with --qmp; else end what has the image open",
-  });
 }

@@ -24,12 +24,13 @@ export class StorageDaemon implements AsyncDisposable {
   readonly address: QmpAddress & { readonly transport: "unix" };
   readonly qmp: QmpClient;
   readonly #child: ChildProcess;
-  readonly #directory: string;
+  /** A directory of its own, removed at its end. */
+  readonly directory: string;
   readonly #stderr: () => string;
 
   private constructor(child: ChildProcess, directory: string, stderr: () => string, qmp: QmpClient) {
     this.#child = child;
-    this.#directory = directory;
+    this.directory = directory;
     this.#stderr = stderr;
     this.qmp = qmp;
     this.address = addressIn(directory);
@@ -103,7 +104,7 @@ export class StorageDaemon implements AsyncDisposable {
     const exit = this.#exited();
     this.#child.kill("SIGKILL");
     await exit;
-    await rm(this.#directory, { recursive: true, force: true }).catch(() => undefined);
+    await rm(this.directory, { recursive: true, force: true }).catch(() => undefined);
   }
 
   async #exited(): Promise<number | null> {

@@ -118,7 +118,7 @@ export const COMMANDS = {
       readonly id: string;
       readonly "node-name": string;
       readonly name: string;
-      readonly writable: false;
+      readonly writable: boolean;
       readonly bitmaps?: readonly string[];
     },
     undefined

@@ -1,7 +1,13 @@
-/** Restore: from a point in a repository to a disk: a file, or a stream. */
+/**
+ * Restore: from a point in a repository to a disk.
+ *
+ * - *target*: a new file (raw or qcow2), which appears when it is whole; a stream; or a disk that is there and is
+ *   written *in place*: a block device, an NBD export, an image of which only what differs is changed.
+ */
 export {
   restore,
   type RestoreDisk,
+  type RestoredDisk,
   type RestoreObserver,
   type RestoreOptions,
   type RestoreResult,

@@ -1,17 +1,12 @@
 import { availableParallelism } from "node:os";
-import type { IoOptions } from "../bytes/index.js";
+import { isZero, type IoOptions } from "../bytes/index.js";
 import { UsageError } from "../errors/index.js";
 import type { Extent } from "../extent/index.js";
 import { RateLimit } from "../flow/index.js";
 import type { PointChain, Repository } from "../repository/index.js";
 import { FrameDecoder, streamChain } from "../transfer/index.js";
-import {
-  openTarget,
-  prepareTarget,
-  type PreparedTarget,
-  type TargetFormat,
-  type TargetPlace,
-} from "./target/open.js";
+import { prepareTarget, type TargetFormat, type TargetPlace } from "./target/open.js";
+import type { PreparedTarget } from "./target/target.js";
 
 /** One disk of a restore. */
 export interface RestoreDisk {
@@ -33,6 +28,10 @@ export interface RestoreOptions extends IoOptions {
   readonly range?: Extent | undefined;
   /** Replace targets that exist and are not empty. */
   readonly force?: boolean | undefined;
+  /** Write in place, and only what differs from what the target holds. */
+  readonly onlyChanged?: boolean | undefined;
+  /** The storage daemon's program, for existing qcow2 images; default the one in PATH. */
+  readonly storageDaemon?: string | undefined;
   /** Worker threads; default one a core. */
   readonly workers?: number | undefined;
   /** Bytes of the disk a second; default no limit. */
@@ -43,81 +42,123 @@ export interface RestoreOptions extends IoOptions {
 /** What a restore tells while it runs. */
 export interface RestoreObserver {
   progress?(event: { readonly disk: string; readonly done: number; readonly total: number }): void;
+  /** Something that the operator should know. */
+  warning?(message: string): void;
 }
 
 /** What was restored. */
 export interface RestoreResult {
   readonly machine: string;
   readonly point: string;
-  readonly disks: readonly { readonly name: string; readonly target: string; readonly bytes: number }[];
+  readonly disks: readonly RestoredDisk[];
+}
+
+/** A disk that was restored. */
+export interface RestoredDisk {
+  readonly name: string;
+  readonly target: string;
+  /** Bytes of the disk, or of the part of it, that the target now holds. */
+  readonly bytes: number;
+  /** Bytes that had to be written for that. */
+  readonly writtenBytes: number;
+}
+
+/** One disk on its way. */
+interface Job {
+  readonly name: string;
+  readonly opened: PointChain;
+  readonly target: PreparedTarget;
 }
 
 /**
- * Restores disks of a point. Every target is checked before anything is written; a target appears under its name only
- * when it is whole.
+ * Restores disks of a point. Every target is checked before anything is written. A new file appears under its name
+ * only when it is whole; what is written in place (a device, an NBD export, an existing image with `onlyChanged`)
+ * holds a mixture until the restore is done.
  *
  * @throws {NotFoundError} when there is no such point or disk
- * @throws {UsageError} when a target may not be written
- * @throws {DamageError} when an image is not what was stored: names it and the points that need it; no target is left
+ * @throws {UsageError} when a target may not be written, or is too small
+ * @throws {DamageError} when an image is not what was stored: names it and the points that need it; no new file is left
  */
 export async function restore(options: RestoreOptions): Promise<RestoreResult> {
-  const { repository, machine, point, format = "raw", force = false, signal } = options;
+  const { repository, machine, point, format = "raw", force = false, onlyChanged = false, signal } = options;
   if (options.range !== undefined && format !== "raw")
     throw new UsageError("A range can only be restored as raw");
-  const jobs: { readonly name: string; readonly chain: PointChain; readonly target: PreparedTarget }[] = [];
+  const isPart = options.range !== undefined;
+  const { storageDaemon } = options;
+  const jobs: Job[] = [];
   const decoder = FrameDecoder.start(options.workers ?? availableParallelism());
   try {
     for (const { name, to } of options.disks) {
-      const chain = await repository.openChain(machine, point, name, { signal });
+      const opened = await repository.openChain(machine, point, name, { signal });
       try {
-        jobs.push({ name, chain, target: await prepareTarget(to, { format, force }) });
+        const how = { format, force, onlyChanged, isPart, storageDaemon, signal };
+        jobs.push({ name, opened, target: await prepareTarget(to, how) });
       } catch (error) {
-        await chain.close();
+        await opened.close();
         throw error;
       }
     }
-    const disks = [];
-    for (const { name, chain, target } of jobs) {
-      const bytes = await restoreDisk(name, chain, target, decoder, options);
-      disks.push({ name, target: target.name, bytes });
-    }
+    const disks: RestoredDisk[] = [];
+    for (const job of jobs) disks.push(await restoreDisk(job, decoder, options));
     return { machine, point, disks };
   } finally {
-    await Promise.all(jobs.map(({ chain }) => chain.close()));
+    for (const { opened, target } of jobs) {
+      await target.dispose();
+      await opened.close();
+    }
     await decoder.stop();
   }
 }
 
-/** @returns bytes of the target */
-async function restoreDisk(
-  name: string,
-  opened: PointChain,
-  prepared: PreparedTarget,
-  decoder: FrameDecoder,
-  options: RestoreOptions,
-): Promise<number> {
+async function restoreDisk(job: Job, decoder: FrameDecoder, options: RestoreOptions): Promise<RestoredDisk> {
+  const { name, opened, target: prepared } = job;
   const { signal, observer, bandwidth = Infinity } = options;
-  const { chain } = opened;
-  const range = options.range ?? { offset: 0, length: chain.virtualSize };
-  if (range.offset + range.length > chain.virtualSize) {
-    throw new UsageError(
-      `Cannot restore ${range.length} bytes at ${range.offset} of disk "${name}": it has ${chain.virtualSize} bytes`,
-    );
-  }
-  const rate = new RateLimit(bandwidth);
-  const target = await openTarget(prepared, range.length);
   try {
-    for await (const { offset, length, bytes } of streamChain(chain, range, decoder, { signal })) {
-      signal?.throwIfAborted();
-      if (bytes !== undefined) await rate.pass(length, { signal });
-      const at = offset - range.offset;
-      await target.write({ offset: at, length, bytes }, { signal });
-      observer?.progress?.({ disk: name, done: at + length, total: range.length });
+    const range = await rangeOf(job, decoder, options);
+    const rate = new RateLimit(bandwidth);
+    const target = await prepared.begin(range.length);
+    try {
+      for await (const { offset, length, bytes } of streamChain(opened.chain, range, decoder, { signal })) {
+        signal?.throwIfAborted();
+        if (bytes !== undefined) await rate.pass(length, { signal });
+        const at = offset - range.offset;
+        await target.write({ offset: at, length, bytes }, { signal });
+        observer?.progress?.({ disk: name, done: at + length, total: range.length });
+      }
+      await target.commit();
+    } catch (error) {
+      await target.abort();
+      if (prepared.isInPlace) observer?.warning?.(`${prepared.name} now holds a part of disk "${name}" only`);
+      throw error;
     }
-    await target.commit();
+    return { name, target: prepared.name, bytes: range.length, writtenBytes: target.written };
   } catch (error) {
-    await target.abort();
     throw await opened.explain(error);
   }
-  return range.length;
+}
+
+/** The bytes of the disk that go to the target. @throws {UsageError} when they are not there, or do not fit */
+async function rangeOf(
+  { name, opened, target }: Job,
+  decoder: FrameDecoder,
+  { range, signal }: RestoreOptions,
+): Promise<Extent> {
+  const { chain } = opened;
+  const size = chain.virtualSize;
+  if (range !== undefined && range.offset + range.length > size) {
+    throw new UsageError(
+      `Cannot restore ${range.length} bytes at ${range.offset} of disk "${name}": it has ${size} bytes`,
+    );
+  }
+  const { capacity = Infinity } = target;
+  if (range !== undefined || capacity >= size) return range ?? { offset: 0, length: size };
+  const beyond = { offset: capacity, length: size - capacity };
+  for await (const { bytes, offset } of streamChain(chain, beyond, decoder, { signal })) {
+    if (bytes === undefined || isZero(bytes)) continue;
+    throw new UsageError(
+      `Cannot restore disk "${name}" to ${target.name}: it has ${capacity} bytes, the disk holds data beyond, at ${offset}`,
+      { hint: `Use a target of at least ${size} bytes` },
+    );
+  }
+  return { offset: 0, length: capacity };
 }

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { Option, type Command } from "commander";
 import { formatSize } from "../../bytes/index.js";
 import { messageOf, UsageError } from "../../errors/index.js";
+import { parseNbdUri } from "../../nbd/index.js";
 import type { Extent } from "../../extent/index.js";
 import type { PointManifest } from "../../repository/index.js";
 import {
@@ -11,6 +12,7 @@ import {
   type RestoreDisk,
   type RestoreResult,
   type TargetFormat,
+  type TargetPlace,
 } from "../../restore/index.js";
 import { integerArgument, rangeArgument, rateArgument, timeArgument } from "../arguments.js";
 import { withRepository, type CliContext, type CommonOptions } from "../context.js";
@@ -27,6 +29,7 @@ interface RestoreCommandOptions extends CommonOptions {
   readonly format: TargetFormat;
   readonly range?: Extent;
   readonly force?: boolean;
+  readonly onlyChanged?: boolean;
   readonly workers?: number;
   readonly bandwidth?: number;
 }
@@ -35,13 +38,14 @@ export function declare(command: Command, context: CliContext): void {
   withRepository(command.argument("<machine[@point]>", "an id, a prefix of one, a name, latest, latest~N"))
     .option("--at <time>", "the newest point at or before this time", timeArgument)
     .option("--disk <name>", "the disk to restore (not needed if there is only one)")
-    .option("--to <target>", "a file, or - for standard output (raw)")
+    .option("--to <target>", "a file, a block device, an nbd:// URI, or - for standard output (raw)")
     .addOption(
       new Option("--to-dir <dir>", "all disks, as <dir>/<disk>.<format>").conflicts(["disk", "to", "range"]),
     )
     .addOption(new Option("--format <format>", "of the target").choices(TARGET_FORMATS).default("raw"))
     .option("--range <offset:length>", "only these bytes of the disk", rangeArgument)
-    .option("--force", "replace a target that exists")
+    .option("--force", "replace, or write over, a target that exists")
+    .option("--only-changed", "write in place, and only what differs from what the target holds")
     .option("--workers <n>", "worker threads (default: cores)", integerArgument(1, 64))
     .option("--bandwidth <rate>", "bytes a second, e.g. 100MiB/s", rateArgument)
     .addHelpText(
@@ -49,6 +53,7 @@ export function declare(command: Command, context: CliContext): void {
       `
 EXAMPLES
   tidemark restore web@latest~1 --repo /backup --disk vda --to vda.raw
+  tidemark restore web --repo /backup --disk vda --to nbd://rescue/vda --force --only-changed
   tidemark restore web --repo /backup --at 2026-11-20T06:00:00Z --to-dir /restore --format qcow2`,
     )
     .action(async (reference: string, options: RestoreCommandOptions) => {
@@ -85,17 +90,25 @@ async function run(
       format: options.format,
       range: options.range,
       force: options.force,
+      onlyChanged: options.onlyChanged,
+      storageDaemon: context.environment["TIDEMARK_QSD"],
       workers: options.workers,
       bandwidth: options.bandwidth,
       signal: context.signal,
-      observer: { progress: (event) => progress.update(event) },
+      observer: {
+        progress: (event) => progress.update(event),
+        warning: (message) => {
+          emit({ event: "warning", message });
+          if (options.json !== true) context.stderr.write(`tidemark: warning: ${message}\n`);
+        },
+      },
     });
     progress.stop();
     if (options.json !== true && options.quiet !== true && options.to !== "-") {
-      for (const { name, target, bytes } of result.disks) {
-        context.stdout.write(
-          `${name} of ${result.machine}@${result.point}: ${formatSize(bytes)} to ${target}\n`,
-        );
+      for (const { name, target, bytes, writtenBytes } of result.disks) {
+        const written = options.onlyChanged === true ? `, ${formatSize(writtenBytes)} written` : "";
+        const what = `${name} of ${result.machine}@${result.point}`;
+        context.stdout.write(`${what}: ${formatSize(bytes)} to ${target}${written}\n`);
       }
     }
     return result;
@@ -125,7 +138,12 @@ async function chooseTargets(
     const names = point.disks.map((disk) => disk.name).join(", ");
     throw new UsageError("The point has more than one disk", { hint: `Name one with --disk: ${names}` });
   }
-  return [{ name, to: to === "-" ? { stream: context.stdout } : { path: to } }];
+  return [{ name, to: placeOf(to, context) }];
+}
+
+function placeOf(to: string, context: CliContext): TargetPlace {
+  if (to === "-") return { stream: context.stdout };
+  return /^nbds?(\+unix)?:/i.test(to) ? { uri: parseNbdUri(to), text: to } : { path: to };
 }
 
 async function makeDirectory(path: string): Promise<void> {

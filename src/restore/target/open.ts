@@ -1,42 +1,185 @@
+import type { Stats } from "node:fs";
+import { lstat } from "node:fs/promises";
 import type { Writable } from "node:stream";
-import { UsageError } from "../../errors/index.js";
+import type { IoOptions } from "../../bytes/index.js";
+import { BusyError, UsageError } from "../../errors/index.js";
+import { ImageExport } from "../../machine/index.js";
+import type { NbdUri } from "../../nbd/index.js";
+import type { DiskAccess } from "./disk-access.js";
+import { openBlockDevice, openRawFile } from "./file-disk.js";
+import { isLocked } from "./file-lock.js";
+import { inPlaceTarget } from "./in-place.js";
+import { isEmptyExport, openNbdDisk } from "./nbd-disk.js";
 import { PartialFile } from "./partial-file.js";
 import { qcow2FileTarget } from "./qcow2-file.js";
 import { rawFileTarget } from "./raw-file.js";
 import { streamTarget } from "./stream.js";
-import type { RestoreTarget } from "./target.js";
+import type { PreparedTarget } from "./target.js";
 
 /** Formats in which a disk is restored. */
 export const TARGET_FORMATS = ["raw", "qcow2"] as const;
 export type TargetFormat = (typeof TARGET_FORMATS)[number];
 
-/** Where a disk goes: a file, or a stream (raw only). */
-export type TargetPlace = { readonly path: string } | { readonly stream: Writable };
+/** Where a disk goes: a file or block device, an NBD export, or a stream (raw only). */
+export type TargetPlace =
+  { readonly path: string } | { readonly uri: NbdUri; readonly text: string } | { readonly stream: Writable };
 
-/** A target that may be written, and of which nothing exists yet. */
-export type PreparedTarget = {
-  /** What to call it. */
-  readonly name: string;
-} & ({ readonly stream: Writable } | { readonly file: PartialFile; readonly format: TargetFormat });
-
-/** Checks that a target may be written. @throws {UsageError} when it may not @throws {BusyError} when it is in use */
-export async function prepareTarget(
-  place: TargetPlace,
-  options: { readonly format: TargetFormat; readonly force: boolean },
-): Promise<PreparedTarget> {
-  const { format, force } = options;
-  if ("path" in place)
-    return { name: place.path, file: await PartialFile.prepare(place.path, { force }), format };
-  if (format !== "raw")
-    throw new UsageError("Only raw can be written to standard output", { hint: "Leave --format out" });
-  return { name: "-", stream: place.stream };
+/** How targets are written. */
+export interface TargetOptions extends IoOptions {
+  readonly format: TargetFormat;
+  /** Replace, or write over, what is there. */
+  readonly force: boolean;
+  /** Write in place, and only what differs. */
+  readonly onlyChanged: boolean;
+  /** Only a part of the disk is restored: not in place. */
+  readonly isPart: boolean;
+  /** The storage daemon's program, for existing qcow2 images. */
+  readonly storageDaemon: string | undefined;
 }
 
-/** Begins to write. @param length bytes of the disk, or of the part of it that is restored */
-export async function openTarget(target: PreparedTarget, length: number): Promise<RestoreTarget> {
-  if ("stream" in target) return streamTarget(target.stream);
-  const { name, file, format } = target;
-  return format === "raw"
-    ? await rawFileTarget(name, file, length)
-    : await qcow2FileTarget(name, file, length);
+/**
+ * Checks that a target may be written. Nothing of it is changed.
+ *
+ * @throws {UsageError} when it may not be written
+ * @throws {BusyError} when it is in use
+ */
+export async function prepareTarget(place: TargetPlace, options: TargetOptions): Promise<PreparedTarget> {
+  if ("stream" in place) return prepareStream(place.stream, options);
+  if ("uri" in place) return await prepareExport(place.uri, place.text, options);
+  const found = await lookAt(place.path);
+  if (found?.isBlockDevice() === true) return await prepareDevice(place.path, options);
+  if (found?.isFile() === true && found.size > 0 && options.onlyChanged) {
+    return await prepareExisting(place.path, options);
+  }
+  return await prepareFile(place.path, options);
+}
+
+async function lookAt(path: string): Promise<Stats | undefined> {
+  try {
+    return await lstat(path);
+  } catch (error) {
+    if (["ENOENT", "ENOTDIR"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
+    throw error;
+  }
+}
+
+function prepareStream(stream: Writable, { format, onlyChanged }: TargetOptions): PreparedTarget {
+  if (format !== "raw" || onlyChanged) {
+    throw new UsageError("Standard output takes a whole raw disk only", {
+      hint: "Leave out --format and --only-changed, or restore to a file",
+    });
+  }
+  return {
+    name: "-",
+    isInPlace: true,
+    begin: () => Promise.resolve(streamTarget(stream)),
+    dispose: () => Promise.resolve(),
+  };
+}
+
+async function prepareFile(path: string, { format, force }: TargetOptions): Promise<PreparedTarget> {
+  const file = await PartialFile.prepare(path, { force });
+  return {
+    name: path,
+    isInPlace: false,
+    begin: (length) => (format === "raw" ? rawFileTarget(file, length) : qcow2FileTarget(file, length)),
+    dispose: () => Promise.resolve(),
+  };
+}
+
+/** A file that is there, to be changed where it differs; a qcow2 image through a storage daemon. */
+async function prepareExisting(path: string, options: TargetOptions): Promise<PreparedTarget> {
+  requireWhole(path, options);
+  requireForce(path, "it exists and is not empty", options);
+  if (await isLocked(path)) {
+    throw new BusyError("TM_TARGET_BUSY", `Cannot restore to ${path}: another process has it locked`, {
+      hint: "A machine seems to run on it; shut it down first",
+    });
+  }
+  if (options.format === "raw") {
+    return {
+      name: path,
+      isInPlace: true,
+      begin: async (length) => inPlaceTarget(await openRawFile(path, length), options),
+      dispose: () => Promise.resolve(),
+    };
+  }
+  const { storageDaemon, signal } = options;
+  const image = await ImageExport.open(path, { storageDaemon, signal });
+  try {
+    const disk = await openNbdDisk({ target: image.address, exportName: image.exportName }, { signal });
+    return inPlace(path, disk, options, () => image.close());
+  } catch (error) {
+    await image.close();
+    throw error;
+  }
+}
+
+async function prepareDevice(path: string, options: TargetOptions): Promise<PreparedTarget> {
+  requireWhole(path, options);
+  requireRaw(path, options);
+  requireForce(path, "a block device is written over", options);
+  return inPlace(path, await openBlockDevice(path), options);
+}
+
+async function prepareExport(uri: NbdUri, text: string, options: TargetOptions): Promise<PreparedTarget> {
+  requireWhole(text, options);
+  requireRaw(text, options);
+  const { signal, force } = options;
+  if (!force && !(await isEmptyExport({ target: uri }, { signal }))) {
+    requireForce(text, "it holds data, or cannot tell", options);
+  }
+  return inPlace(text, await openNbdDisk({ target: uri }, { signal }), options);
+}
+
+/** @param end what is to be ended when the target has ended */
+function inPlace(
+  name: string,
+  disk: DiskAccess,
+  options: TargetOptions,
+  end: () => Promise<void> = () => Promise.resolve(),
+): PreparedTarget {
+  let ended: Promise<void> | undefined;
+  const finish = (): Promise<void> => (ended ??= disk.close().then(end));
+  const target = inPlaceTarget(disk, options);
+  return {
+    name,
+    capacity: disk.size,
+    isInPlace: true,
+    begin: () =>
+      Promise.resolve({
+        ...target,
+        get written() {
+          return target.written;
+        },
+        async commit() {
+          await target.commit();
+          await finish();
+        },
+        // What could not be written is what is told.
+        abort: () => finish().catch(() => undefined),
+      }),
+    dispose: () => finish().catch(() => undefined),
+  };
+}
+
+function requireForce(name: string, why: string, { force }: TargetOptions): void {
+  if (force) return;
+  throw new UsageError(`Cannot restore to ${name}: ${why}`, {
+    hint: "Choose another target, or give --force",
+  });
+}
+
+function requireRaw(name: string, { format }: TargetOptions): void {
+  if (format === "raw") return;
+  throw new UsageError(`Cannot restore ${format} to ${name}: it is a disk itself`, {
+    hint: "Leave --format out",
+  });
+}
+
+function requireWhole(name: string, { isPart }: TargetOptions): void {
+  if (!isPart) return;
+  throw new UsageError(`Cannot restore a part of a disk in place, to ${name}`, {
+    hint: "Restore the range to a new file or to standard output",
+  });
 }

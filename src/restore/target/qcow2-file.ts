@@ -11,18 +11,18 @@ import type { RestoreTarget } from "./target.js";
  *
  * @param length bytes of the disk
  */
-export async function qcow2FileTarget(
-  name: string,
-  partial: PartialFile,
-  length: number,
-): Promise<RestoreTarget> {
+export async function qcow2FileTarget(partial: PartialFile, length: number): Promise<RestoreTarget> {
   const writer = PlainImageWriter.create(await partialFileSink(partial), length);
+  let written = 0;
   return {
-    name,
+    get written() {
+      return written;
+    },
     async write({ offset, bytes }: DiskPiece) {
       if (bytes === undefined) return;
       for (const { start, end } of nonZeroRuns(bytes)) {
         await writer.write(offset + start, bytes.subarray(start, end));
+        written += end - start;
       }
     },
     commit: () => writer.finish(),

@@ -12,11 +12,7 @@ const STEP = 64 * KiB;
  *
  * @param length bytes of the finished file
  */
-export async function rawFileTarget(
-  name: string,
-  partial: PartialFile,
-  length: number,
-): Promise<RestoreTarget> {
+export async function rawFileTarget(partial: PartialFile, length: number): Promise<RestoreTarget> {
   const file = await open(partial.path, "wx");
   const abort = async (): Promise<void> => {
     await file.close();
@@ -28,13 +24,18 @@ export async function rawFileTarget(
     await abort();
     throw error;
   }
+  let written = 0;
   return {
-    name,
+    get written() {
+      return written;
+    },
     abort,
     async write({ offset, bytes }: DiskPiece) {
       if (bytes === undefined) return;
-      for (const { start, end } of nonZeroRuns(bytes))
+      for (const { start, end } of nonZeroRuns(bytes)) {
         await writeAll(file, bytes.subarray(start, end), offset + start);
+        written += end - start;
+      }
     },
     async commit() {
       await file.sync();

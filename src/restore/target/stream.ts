@@ -13,9 +13,13 @@ export function streamTarget(stream: Writable): RestoreTarget {
       const hasRoom = stream.write(bytes, (error) => (error ? reject(error) : resolve()));
       if (hasRoom) resolve();
     });
+  let written = 0;
   return {
-    name: "-",
+    get written() {
+      return written;
+    },
     async write({ bytes, length }: DiskPiece, { signal }: IoOptions = {}) {
+      written += length;
       if (bytes !== undefined) {
         await write(bytes);
         return;
