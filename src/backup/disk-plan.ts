@@ -48,14 +48,7 @@ export interface PlanContext extends IoOptions {
 
 /** Decides for each disk: an increment of the newest checkpoint that can be trusted, or full, and why. */
 export async function planDisks(source: MachineSource, context: PlanContext): Promise<DiskPlan[]> {
-  const { repository, machine, points, signal } = context;
-  const choices = await chooseBases(source.disks, {
-    repositoryTag: repositoryTag(repository.id),
-    clusterSize: DEFAULT_CLUSTER_SIZE,
-    catalogue: (id) => repository.point(machine, id, { signal }),
-    machineUuid: source.identity.uuid,
-    points,
-  });
+  const choices = await chooseAll(source, context);
   const names = nameDisks(source.disks, choices);
   const plans: DiskPlan[] = [];
   try {
@@ -67,6 +60,29 @@ export async function planDisks(source: MachineSource, context: PlanContext): Pr
   } catch (error) {
     await closePlans(plans);
     throw error;
+  }
+}
+
+async function chooseAll(
+  source: MachineSource,
+  { repository, machine, points, full, signal }: PlanContext,
+): Promise<Map<SourceDisk, BaseChoice>> {
+  try {
+    return await chooseBases(source.disks, {
+      repositoryTag: repositoryTag(repository.id),
+      clusterSize: DEFAULT_CLUSTER_SIZE,
+      catalogue: (id) => repository.point(machine, id, { signal }),
+      machineUuid: source.identity.uuid,
+      points,
+    });
+  } catch (error) {
+    if (!(error instanceof DamageError)) throw error;
+    // A full backup needs none of the points before it.
+    if (full) return new Map(source.disks.map((disk) => [disk, { kind: "full", reason: "asked for" }]));
+    throw new DamageError(error.code, error.message, error.damage, {
+      cause: error,
+      hint: "Bring that file back from a copy, or begin a new chain with --full",
+    });
   }
 }
 

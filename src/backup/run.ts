@@ -115,18 +115,22 @@ async function backupDisks(
     { signal },
   );
   const images = new PointImages(repository, name, id);
+  let isCommitting = false;
   try {
     const copied = await copyFrozen(frozen, plans, images, { signal, workers, level, bandwidth, observer });
     const disks = await images.finish(copied);
     const facts = { ...options, id, machine: name, identity: machine.identity, frozen, newest: newest?.id };
     const manifest = describePoint(facts, disks);
+    isCommitting = true;
     await repository.commitPoint(manifest, { fence: () => lock.verify({ signal }), signal });
     await tidy("The point is stored; its base stays in the machine until the next run", observer, () =>
       frozen.keep(),
     );
     return manifest;
   } catch (error) {
-    await tidy("Transient bitmaps stay in the machine until the next run", observer, () => frozen.drop());
+    await tidy("Bitmaps of this run stay in the machine until the next one", observer, () =>
+      frozen.drop({ keepCheckpoint: isCommitting }),
+    );
     await tidy("Unfinished images stay in the repository until the next run", observer, () =>
       images.discard(),
     );

@@ -46,6 +46,7 @@ function disk(bitmaps: readonly SourceBitmap[], changes: Partial<SourceDisk> = {
     format: "qcow2",
     imageFile: "/images/a.qcow2",
     canPersist: true,
+    imageClusterSize: 65536,
     bitmaps,
     ...changes,
   };
@@ -102,7 +103,7 @@ describe("chooseBase()", () => {
       context([point(1)]),
     ],
     [
-      "bitmap granularity is 32768, images use clusters of 65536",
+      "bitmap granularity is 32768, 65536 is needed",
       disk([bitmap(1, { granularity: 32768 })]),
       context([point(1)]),
     ],

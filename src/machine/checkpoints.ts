@@ -1,3 +1,4 @@
+import { DamageError } from "../errors/index.js";
 import { parseBitmapName, type BitmapIdentity } from "../point/index.js";
 import type { SourceBitmap, SourceDisk } from "./source.js";
 
@@ -23,7 +24,7 @@ export type Catalogue = (checkpoint: string) => Promise<CataloguePoint | undefin
 /** What the choice of a base depends on. */
 export interface BaseContext {
   readonly repositoryTag: string;
-  /** Bytes per cluster of the images to be written, which the bitmap's granularity must equal. */
+  /** Bytes per cluster of the images to be written. */
   readonly clusterSize: number;
   readonly catalogue: Catalogue;
   readonly machineUuid: string | null;
@@ -74,7 +75,7 @@ export async function chooseBase(disk: SourceDisk, context: BaseContext): Promis
   let token: string | undefined;
   for (const candidate of ownBitmaps(disk, context.repositoryTag)) {
     const point = await context.catalogue(candidate.checkpoint);
-    const verdict = judge(candidate, point, context);
+    const verdict = judge(disk, candidate, point, context);
     if (typeof verdict !== "string") return verdict;
     reason ??= verdict;
     if (point !== undefined && isOfMachine(point, context.machineUuid)) token ??= candidate.token;
@@ -124,7 +125,17 @@ export async function chooseBases(
   return choices;
 }
 
+/**
+ * Bytes per bit of a disk's checkpoints: those of the backup's clusters or, where these are larger, of the disk's
+ * own. A disk that is cut and grown back loses the bits behind the cut, but qcow2 keeps the bytes of the cluster
+ * that was cut; with a bit for the whole of it, what was written there stays marked.
+ */
+export function granularityOf(disk: Pick<SourceDisk, "imageClusterSize">, clusterSize: number): number {
+  return Math.max(disk.imageClusterSize, clusterSize);
+}
+
 function judge(
+  disk: SourceDisk,
   { bitmap, checkpoint, token }: OwnBitmap,
   point: CataloguePoint | undefined,
   { clusterSize, machineUuid }: BaseContext,
@@ -135,8 +146,9 @@ function judge(
   if (parent === undefined) return `point ${checkpoint} holds no disk with token ${token}`;
   const fault = faultOf(bitmap);
   if (fault !== undefined) return fault;
-  if (bitmap.granularity !== clusterSize) {
-    return `bitmap granularity is ${bitmap.granularity}, images use clusters of ${clusterSize}`;
+  const granularity = granularityOf(disk, clusterSize);
+  if (bitmap.granularity !== granularity) {
+    return `bitmap granularity is ${bitmap.granularity}, ${granularity} is needed`;
   }
   if (parent.clusterSize !== clusterSize) {
     return `point ${checkpoint} uses clusters of ${parent.clusterSize}, not of ${clusterSize}`;
@@ -201,7 +213,9 @@ export async function bitmapsToRemove(
   const newer = new Map<string, number>();
   const removable: RemovableBitmap[] = [];
   for (const { bitmap, checkpoint, token } of ownBitmaps(disk, repositoryTag)) {
-    const point = await catalogue(checkpoint);
+    const point = await lookUp(catalogue, checkpoint);
+    // Nobody can tell: it stays.
+    if (point === "unreadable") continue;
     const isCommitted =
       point !== undefined &&
       isOfMachine(point, machineUuid) &&
@@ -216,4 +230,17 @@ export async function bitmapsToRemove(
     if (isCommitted && faultOf(bitmap) === undefined) newer.set(token, successors + 1);
   }
   return removable;
+}
+
+/** A point whose manifest is damaged is neither there nor absent. Any other error is the caller's. */
+async function lookUp(
+  catalogue: Catalogue,
+  checkpoint: string,
+): Promise<CataloguePoint | "unreadable" | undefined> {
+  try {
+    return await catalogue(checkpoint);
+  } catch (error) {
+    if (error instanceof DamageError) return "unreadable";
+    throw error;
+  }
 }

@@ -10,7 +10,7 @@ import type { SourceBitmap, SourceDisk } from "./source.js";
 /** What the block graph tells of a disk, whoever uses it. */
 export interface DiskNode extends Pick<
   SourceDisk,
-  "qdev" | "node" | "virtualSize" | "format" | "imageFile" | "canPersist" | "bitmaps"
+  "qdev" | "node" | "virtualSize" | "format" | "imageFile" | "canPersist" | "imageClusterSize" | "bitmaps"
 > {
   /** Node names: the format node's and that of the node that is used. */
   readonly nodes: readonly string[];
@@ -120,6 +120,7 @@ export function describeNode(graph: NodeGraph, root: string, qdev: string | null
     format: top.driver,
     imageFile: imageFileOf(top, graph),
     canPersist: top.driver === "qcow2" && top.image.compat === "1.1",
+    imageClusterSize: top.image.clusterSize,
     bitmaps: [top, ...graph.backingChain(top.name)].flatMap((node) => bitmapsOf(node, node !== top)),
     foreignJobs: [...new Set(chain.flatMap((node) => graph.jobsOn(node.name)))].filter(
       (job) => parseRunObject(job) === undefined,

@@ -3,7 +3,14 @@ import { formatRunObject } from "../point/index.js";
 import type { QmpAddress, QmpClient } from "../qmp/index.js";
 import { reach } from "./reach.js";
 import type { Run } from "./run.js";
-import type { FreezeRequest, FrozenDisk, FrozenPoint, KeepOptions, MachineState } from "./source.js";
+import type {
+  DropOptions,
+  FreezeRequest,
+  FrozenDisk,
+  FrozenPoint,
+  KeepOptions,
+  MachineState,
+} from "./source.js";
 import { removeBitmaps, tearDown } from "./teardown.js";
 import { INTACT_STATES, lost, type Watchdog } from "./watchdog.js";
 
@@ -62,8 +69,9 @@ export class QemuFrozenPoint implements FrozenPoint {
     await removeBitmaps(this.#parts.qmp, [...bases, ...this.#transient()]);
   }
 
-  async drop(): Promise<void> {
-    await removeBitmaps(this.#parts.qmp, this.#transient());
+  async drop(options: DropOptions = {}): Promise<void> {
+    const checkpoint = options.keepCheckpoint === true ? [] : this.#checkpoint();
+    await removeBitmaps(this.#parts.qmp, [...checkpoint, ...this.#transient()]);
   }
 
   async #release(closeConnections: () => Promise<void>): Promise<void> {
@@ -87,6 +95,10 @@ export class QemuFrozenPoint implements FrozenPoint {
     return this.#requested().flatMap(({ disk, base }) =>
       base === undefined ? [] : [{ node: disk.node, name: base }],
     );
+  }
+
+  #checkpoint(): { node: string; name: string }[] {
+    return this.disks.map(({ disk: { node }, bitmap }) => ({ node, name: bitmap }));
   }
 
   #transient(): { node: string; name: string }[] {

@@ -7,7 +7,7 @@ function graphOf(drivers: Record<string, string>, edges: readonly string[]): Nod
   const names = Object.keys(drivers);
   const nodes = names.map((name): BlockNode => ({
     ...{ name, driver: drivers[name] ?? "", readOnly: false, file: `/${name}`, bitmaps: [] },
-    image: { virtualSize: 1, format: "", filename: "", compat: undefined },
+    image: { virtualSize: 1, format: "", filename: "", compat: undefined, clusterSize: 0 },
   }));
   const graph: BlockGraph = {
     nodes: names.map((name, id) => ({

@@ -8,7 +8,7 @@ function node(name: string, bitmaps: readonly string[] = [], changes: Partial<Bl
     driver: "qcow2",
     readOnly: false,
     file: `/x/${name}`,
-    image: { virtualSize: 1, format: "qcow2", filename: "", compat: undefined },
+    image: { virtualSize: 1, format: "qcow2", filename: "", compat: undefined, clusterSize: 0 },
     bitmaps: bitmaps.map((bitmap) => ({
       ...{ name: bitmap, count: 0, granularity: 65536, recording: true },
       ...{ busy: false, persistent: false, inconsistent: false },

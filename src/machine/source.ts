@@ -58,6 +58,8 @@ export interface SourceDisk {
   readonly imageFile: string | null;
   /** Whether the format stores bitmaps: checkpoints survive a clean restart of QEMU. */
   readonly canPersist: boolean;
+  /** Bytes per cluster of the disk's own image; 0 for formats without clusters. */
+  readonly imageClusterSize: number;
   readonly bitmaps: readonly SourceBitmap[];
 }
 
@@ -68,7 +70,7 @@ export interface FreezeDisk {
   readonly token: string;
   /** Name of the bitmap to take the changes from; absent for a full backup. */
   readonly base?: string | undefined;
-  /** Bytes per cluster of the images, and per bit of the bitmaps. */
+  /** Bytes per cluster of the images. */
   readonly clusterSize: number;
 }
 
@@ -139,8 +141,17 @@ export interface FrozenPoint {
   /** After the point was committed: removes the bases and the transient bitmaps of this freeze. */
   keep(options?: KeepOptions): Promise<void>;
 
-  /** After a failure: removes the transient bitmaps only. The bases record on as if nothing had been. */
-  drop(): Promise<void>;
+  /**
+   * After a failure: removes the transient bitmaps, and the checkpoint, whose point will never be. The bases record
+   * on as if nothing had been.
+   */
+  drop(options?: DropOptions): Promise<void>;
+}
+
+/** Options of `FrozenPoint.drop`. */
+export interface DropOptions {
+  /** The point may have been committed all the same: the repository will decide about the checkpoint. */
+  readonly keepCheckpoint?: boolean | undefined;
 }
 
 /** Options of `FrozenPoint.keep`. */

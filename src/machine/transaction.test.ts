@@ -4,7 +4,7 @@ import { freezeActions } from "./transaction.js";
 
 const disk = (node: string, canPersist: boolean): SourceDisk => ({
   ...{ name: node, suggestedName: node, anonymous: false, qdev: node, deviceId: node, driveId: null, node },
-  ...{ virtualSize: 1, format: "qcow2", imageFile: null, canPersist, bitmaps: [] },
+  ...{ virtualSize: 1, format: "qcow2", imageFile: null, canPersist, imageClusterSize: 65536, bitmaps: [] },
 });
 
 describe("freezeActions()", () => {

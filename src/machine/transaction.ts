@@ -1,5 +1,6 @@
 import { formatBitmapName, formatRunObject } from "../point/index.js";
 import type { TransactionAction } from "../qmp/index.js";
+import { granularityOf } from "./checkpoints.js";
 import type { FreezeRequest } from "./source.js";
 
 /**
@@ -15,7 +16,12 @@ export function freezeActions(request: FreezeRequest, run: string): TransactionA
   const { checkpoint, repositoryTag, disks } = request;
   const added = disks.map(({ disk, token, clusterSize }): TransactionAction => {
     const name = formatBitmapName({ repository: repositoryTag, checkpoint, token });
-    const data = { node: disk.node, name, granularity: clusterSize, persistent: disk.canPersist };
+    const data = {
+      node: disk.node,
+      name,
+      granularity: granularityOf(disk, clusterSize),
+      persistent: disk.canPersist,
+    };
     return { type: "block-dirty-bitmap-add", data };
   });
   const backups = disks.map(({ disk }, number): TransactionAction => {
@@ -32,7 +38,7 @@ export function freezeActions(request: FreezeRequest, run: string): TransactionA
     if (base === undefined) return [];
     const { node } = disk;
     const name = formatRunObject({ run, disk: number, kind: "tmp" });
-    const transient = { persistent: false, disabled: true, granularity: clusterSize };
+    const transient = { persistent: false, disabled: true, granularity: granularityOf(disk, clusterSize) };
     return [
       { type: "block-dirty-bitmap-add", data: { node, name, ...transient } },
       { type: "block-dirty-bitmap-merge", data: { node, target: name, bitmaps: [base] } },

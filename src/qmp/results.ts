@@ -23,6 +23,8 @@ export interface ImageInfo {
   readonly filename: string;
   /** qcow2 only: "0.10" or "1.1"; only the latter stores bitmaps. */
   readonly compat: string | undefined;
+  /** Bytes per cluster; 0 for formats without clusters. */
+  readonly clusterSize: number;
 }
 
 /** A node of the block graph (BlockDeviceInfo). */
@@ -121,6 +123,7 @@ function decodeNode(node: QmpRecord): BlockNode {
       virtualSize: image.size("virtual-size"),
       format: image.text("format"),
       filename: image.text("filename"),
+      clusterSize: image.has("cluster-size") ? image.size("cluster-size") : 0,
       compat: image.optionalRecord("format-specific")?.optionalRecord("data")?.optionalText("compat"),
     },
     bitmaps: node.records("dirty-bitmaps").flatMap(decodeBitmap),

@@ -484,7 +484,7 @@ describe("backup beside others", () => {
     const before = await others();
     const { kinds } = await story.backup(images);
     expect(kinds).toEqual({
-      vd0: "bitmap granularity is 32768, images use clusters of 65536",
+      vd0: "bitmap granularity is 32768, 65536 is needed",
       vd1: "incremental",
     });
     await story.write(0, "write -P 2 1M 512");

@@ -92,7 +92,7 @@ describe("LiveMachine.freeze()", () => {
     expect(places).toEqual([...places].sort((a, b) => a - b));
   });
 
-  it("keeps the base and drops the transient bitmap after a failure", async () => {
+  it("drops everything but the base after a failure, the checkpoint too if nothing can have been committed", async () => {
     await using directory = await temporaryDirectory();
     await using vm = await startMachine({ disks: await twoDisks(directory), guest: "none" });
     await using machine = await openMachine(vm.qmp, directory.file("run"));
@@ -101,10 +101,15 @@ describe("LiveMachine.freeze()", () => {
     await first.keep();
     const failed = await machine.freeze(freezeRequest(machine.disks, { bases: basesOf(first.disks) }));
     await failed.release(noConnections);
-    await failed.drop();
+    await failed.drop({ keepCheckpoint: true });
     expect(await residueOf(vm.monitor)).toEqual({
       ...NOTHING,
       checkpoints: [...first.disks, ...failed.disks].map(({ bitmap }) => bitmap).sort(),
+    });
+    await failed.drop();
+    expect(await residueOf(vm.monitor)).toEqual({
+      ...NOTHING,
+      checkpoints: first.disks.map(({ bitmap }) => bitmap).sort(),
     });
   });
 

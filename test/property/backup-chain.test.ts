@@ -20,10 +20,7 @@ const LONGEST = 4 * CLUSTER;
 /** What becomes of a range of a disk; a cut takes off all from there on, and the disk grows back. */
 const KINDS = ["fill", "noise", "zero", "unmap", "discard", "cut"] as const;
 
-/**
- * Clusters of a qcow2 disk. Disks with larger ones than the backup's are not cut: what a cut takes off
- * inside such a cluster comes back when the disk grows, and QEMU's bitmaps have lost that it was written.
- */
+/** Clusters of a qcow2 disk: smaller than the backup's, as large, and larger. */
 const CLUSTER_SIZES = ["4k", "16k", "64k", "256k"] as const;
 
 /** One command on one disk; the disk's shape turns fractions into sectors. */
@@ -133,9 +130,7 @@ async function backUp({ sectors, clusterSize, steps }: Plan): Promise<void> {
   const points: PointView[] = [];
   for (const [number, step] of steps.entries()) {
     for (const [disk, list] of step.entries()) {
-      const isCut = disk !== 1 || clusterSize !== "256k";
-      const made = list.filter(({ kind }) => isCut || kind !== "cut");
-      for (const item of made) await apply(item, machine, disk, sizes[disk] ?? 0, noise);
+      for (const item of list) await apply(item, machine, disk, sizes[disk] ?? 0, noise);
     }
     const point = await rig.backup();
     const kind = number === 0 ? "full" : "incremental";
