@@ -391,12 +391,6 @@ describe("connect() to what is not there", () => {
     await client.close();
   });
 
-  it("refuses a URI that asks for TLS, never plain text instead", async () => {
-    await expect(connect(parseNbdUri("nbds+unix:///sda?socket=/nowhere"))).rejects.toMatchObject({
-      code: "TM_USAGE",
-    });
-  });
-
   it("ends every request when the server is killed", async () => {
     let client: NbdClient;
     {

@@ -9,8 +9,8 @@ import { ImageChain, ImageReader, ImageWriter } from "../../src/qcow2/index.js";
 import { LocalStorage } from "../../src/storage/index.js";
 import { FrameDecoder, FrameReader, streamChain } from "../../src/transfer/index.js";
 import { checkImage, CLEAN, toRaw } from "../support/image.js";
-import { serveImage } from "../support/qemu-nbd.js";
-import { temporaryDirectory } from "../support/temporary.js";
+import { startQemuNbd, type RealNbdServer } from "../support/nbd-servers.js";
+import { temporaryDirectory, type TemporaryDirectory } from "../support/temporary.js";
 
 const CLUSTER = 64 * KiB;
 const identity = {
@@ -42,15 +42,18 @@ function wholeDisk(virtualSize: number, writer: ImageWriter): DiskCopy {
   };
 }
 
+/** Serves the directory's raw disk. */
+function serveDisk(directory: TemporaryDirectory): Promise<RealNbdServer> {
+  const image = directory.file("disk.raw");
+  return startQemuNbd({ image, format: "raw", exportName: "disk" });
+}
+
 describe("transfer", () => {
   it("copyDisk() and streamChain() keep every byte, and qemu-img agrees", async () => {
     await using directory = await temporaryDirectory();
     const disk = mixedDisk();
     await writeFile(directory.file("disk.raw"), disk);
-    await using server = await serveImage(
-      { path: directory.file("disk.raw"), format: "raw" },
-      directory.file("nbd"),
-    );
+    await using server = await serveDisk(directory);
     const storage = await LocalStorage.open(directory.file("store"), { create: true });
     const writer = ImageWriter.create(await storage.create("disk.qcow2", { headLength: CLUSTER }), {
       virtualSize: disk.length,
@@ -101,10 +104,7 @@ describe("transfer", () => {
     await using directory = await temporaryDirectory();
     const disk = randomBytes(24 * MiB);
     await writeFile(directory.file("disk.raw"), disk);
-    await using server = await serveImage(
-      { path: directory.file("disk.raw"), format: "raw" },
-      directory.file("nbd"),
-    );
+    await using server = await serveDisk(directory);
     const open = deferred<undefined>();
     const stalled = deferred<undefined>();
     const sink: HeadLastSink = {
@@ -139,10 +139,7 @@ describe("transfer", () => {
   it("copyDisk() ends with the sink's error, nothing under way", async () => {
     await using directory = await temporaryDirectory();
     await writeFile(directory.file("disk.raw"), randomBytes(16 * MiB));
-    await using server = await serveImage(
-      { path: directory.file("disk.raw"), format: "raw" },
-      directory.file("nbd"),
-    );
+    await using server = await serveDisk(directory);
     const full = new Error("no space left");
     const sink: HeadLastSink = {
       append: () => Promise.reject(full),

@@ -1,7 +1,19 @@
 import { createServer, type Server, type Socket } from "node:net";
 import { once } from "node:events";
 import type { NbdAddress } from "../../src/nbd/index.js";
-import { CMD, frame, greeting, OPT, optionReply, REP, type Field } from "./nbd-frames.js";
+import {
+  CHUNK,
+  chunk,
+  CMD,
+  extendedChunk,
+  frame,
+  greeting,
+  OPT,
+  optionReply,
+  REP,
+  type ChunkHead,
+  type Field,
+} from "./nbd-frames.js";
 import { temporaryDirectory, type TemporaryDirectory } from "./temporary.js";
 
 /** An option as the client sent it. */
@@ -31,6 +43,8 @@ export interface FakeExport {
   /** What is selected, whatever is asked for. */
   readonly contexts?: readonly { readonly id: number; readonly name: string }[];
   readonly structured?: boolean;
+  /** Whether extended headers are granted. */
+  readonly extended?: boolean;
 }
 
 /** The server's end of one connection, for a script. */
@@ -39,6 +53,10 @@ export class Peer {
   #bytes = Buffer.alloc(0);
   #ended = false;
   #wake: () => void = () => undefined;
+  /** Where the requests were, by their handles. */
+  readonly #offsets = new Map<bigint, number>();
+  /** Extended headers were negotiated: heads have 32 bytes in both directions. */
+  extended = false;
 
   constructor(socket: Socket) {
     this.#socket = socket;
@@ -102,16 +120,41 @@ export class Peer {
   }
 
   async request(): Promise<ReceivedRequest> {
-    const head = await this.take(28);
-    if (head.readUInt32BE(0) !== 0x25609513) throw new Error("client sent a request without magic");
+    const head = await this.take(this.extended ? 32 : 28);
+    const magic = this.extended ? 0x21e41c71 : 0x25609513;
+    if (head.readUInt32BE(0) !== magic) throw new Error("client sent a request without magic");
     const request = {
       flags: head.readUInt16BE(4),
       type: head.readUInt16BE(6),
       cookie: head.readBigUInt64BE(8),
       offset: Number(head.readBigUInt64BE(16)),
-      length: head.readUInt32BE(24),
+      length: this.extended ? Number(head.readBigUInt64BE(24)) : head.readUInt32BE(24),
     };
+    this.#offsets.set(request.cookie, request.offset);
     return request.type === CMD.WRITE ? { ...request, payload: await this.take(request.length) } : request;
+  }
+
+  /** A chunk of a reply, with the head that was negotiated. */
+  chunk(head: ChunkHead, ...data: readonly Field[]): Buffer {
+    return this.extended
+      ? extendedChunk({ offset: this.#offsets.get(BigInt(head.cookie)) ?? 0, ...head }, ...data)
+      : chunk(head, ...data);
+  }
+
+  /** A chunk of block status, in the form that was negotiated. */
+  status(
+    head: Omit<ChunkHead, "type">,
+    contextId: number,
+    ...extents: readonly (readonly [length: number, flags: number])[]
+  ): Buffer {
+    const bits = this.extended ? 64 : 32;
+    const fields = extents.flatMap(([length, flags]) => [[bits, length] as const, [bits, flags] as const]);
+    const count = this.extended ? [[32, extents.length] as const] : [];
+    return this.chunk({ ...head, type: this.statusType }, [32, contextId], ...count, ...fields);
+  }
+
+  get statusType(): number {
+    return this.extended ? CHUNK.BLOCK_STATUS_EXT : CHUNK.BLOCK_STATUS;
   }
 
   /** The greeting and the client's flags. */
@@ -138,7 +181,11 @@ export class Peer {
   #answer(option: number, offer: FakeExport): void {
     const { size = 1024 * 1024, flags = 0x183, blockSize = [1, 4096, 32 << 20] } = offer;
     const { contexts = [], structured = true } = offer;
-    if (option === OPT.STRUCTURED_REPLY) this.send(optionReply(option, structured ? REP.ACK : REP.ERR_UNSUP));
+    if (option === OPT.EXTENDED_HEADERS) {
+      this.extended = offer.extended ?? false;
+      this.send(optionReply(option, this.extended ? REP.ACK : REP.ERR_UNSUP));
+    } else if (option === OPT.STRUCTURED_REPLY)
+      this.send(optionReply(option, structured ? REP.ACK : REP.ERR_UNSUP));
     else if (option === OPT.SET_META_CONTEXT) {
       for (const { id, name } of contexts) this.send(optionReply(option, REP.META_CONTEXT, [32, id], name));
       this.send(optionReply(option, REP.ACK));

@@ -66,6 +66,7 @@ export const CHUNK = {
   OFFSET_DATA: 1,
   OFFSET_HOLE: 2,
   BLOCK_STATUS: 5,
+  BLOCK_STATUS_EXT: 6,
   ERROR: 0x8001,
   ERROR_OFFSET: 0x8002,
 } as const;
@@ -73,11 +74,16 @@ export const CHUNK = {
 /** A request's handle as the client wrote it. */
 export type Cookie = number | bigint;
 
-/** A chunk of a structured reply, with its own idea of how long its payload is. */
-export function chunk(
-  head: { readonly done: boolean; readonly type: number; readonly cookie: Cookie; readonly length?: number },
-  ...data: readonly Field[]
-): Buffer {
+/** Head of a chunk, with its own idea of how long the payload is. */
+export interface ChunkHead {
+  readonly done: boolean;
+  readonly type: number;
+  readonly cookie: Cookie;
+  readonly length?: number | bigint;
+}
+
+/** A chunk of a structured reply. */
+export function chunk(head: ChunkHead, ...data: readonly Field[]): Buffer {
   const payload = frame(...data);
   const length = head.length ?? payload.length;
   return frame(
@@ -88,6 +94,17 @@ export function chunk(
     [32, length],
     payload,
   );
+}
+
+/** A chunk with an extended head, which repeats the request's offset. */
+export function extendedChunk(
+  head: ChunkHead & { readonly offset: number },
+  ...data: readonly Field[]
+): Buffer {
+  const payload = frame(...data);
+  const { done, type, cookie, offset, length = payload.length } = head;
+  const numbers = [[64, cookie] as const, [64, offset] as const, [64, length] as const];
+  return frame([32, 0x6e8a278c], [16, done ? 1 : 0], [16, type], ...numbers, payload);
 }
 
 /** A simple reply. */

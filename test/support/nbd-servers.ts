@@ -115,6 +115,8 @@ export interface DaemonExport {
   readonly exportName: string;
   readonly bitmaps?: readonly string[];
   readonly writable?: boolean;
+  /** Offer qemu:allocation-depth. */
+  readonly allocationDepth?: boolean;
 }
 
 /** `qemu-storage-daemon` with several exports. */
@@ -126,15 +128,18 @@ export function startStorageDaemon(
     address.transport === "unix"
       ? `addr.type=unix,addr.path=${address.path}`
       : `addr.type=inet,addr.host=${address.host},addr.port=${address.port}`,
-    ...options.exports.flatMap(({ image, format, exportName, bitmaps = [], writable = false }, index) => [
-      "--blockdev",
-      `driver=${format},node-name=d${index},read-only=${writable ? "off,discard=unmap" : "on"},file.driver=file,file.filename=${image}`,
-      "--export",
-      [
-        `type=nbd,id=e${index},node-name=d${index},name=${exportName},writable=${writable ? "on" : "off"}`,
-        ...bitmaps.map((bitmap, number) => `bitmaps.${number}=${bitmap}`),
-      ].join(","),
-    ]),
+    ...options.exports.flatMap(
+      ({ image, format, exportName, bitmaps = [], writable = false, allocationDepth = false }, index) => [
+        "--blockdev",
+        `driver=${format},node-name=d${index},read-only=${writable ? "off,discard=unmap" : "on"},file.driver=file,file.filename=${image}`,
+        "--export",
+        [
+          `type=nbd,id=e${index},node-name=d${index},name=${exportName},writable=${writable ? "on" : "off"}`,
+          `allocation-depth=${allocationDepth ? "on" : "off"}`,
+          ...bitmaps.map((bitmap, number) => `bitmaps.${number}=${bitmap}`),
+        ].join(","),
+      ],
+    ),
   ]);
 }
 
