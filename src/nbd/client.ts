@@ -31,7 +31,7 @@ export interface RequestOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Longest range of one block status request: below 4 GiB, and a multiple of any minimum block size. */
+/** Longest range of one block status request with 32-bit headers: below 4 GiB, and a multiple of any minimum block size. */
 export const MAX_STATUS_LENGTH = 4 * GiB - 64 * KiB;
 
 /**
@@ -60,6 +60,7 @@ export class NbdClient {
     this.#transmission = new Transmission(socket, {
       exportName: source.name,
       structuredReplies: source.structuredReplies,
+      extendedHeaders: source.extendedHeaders,
       contextCount: settings.contextIds.size,
       requestTimeoutMs: settings.requestTimeoutMs,
     });
@@ -120,7 +121,7 @@ export class NbdClient {
    * Negotiate one context per connection: with several, QEMU answers for all of them at each request, and
    * goes on after an error of one (those chunks are dropped).
    *
-   * @param length bytes, at most 4 GiB - 64 KiB
+   * @param length bytes, at most 4 GiB - 64 KiB where the export lacks `extendedHeaders`
    * @throws {NotFoundError} TM_NBD_NO_CONTEXT when the context was not negotiated or the server lacks it
    * @throws {NbdRequestError} when the server refuses
    * @throws `signal.reason` when aborted; the connection is destroyed if the request was sent
@@ -142,7 +143,7 @@ export class NbdClient {
       );
     }
     requireRange(offset, length);
-    if (length > MAX_STATUS_LENGTH) throw new RangeError(`block status of ${length} bytes: too long`);
+    if (length > this.#maxStatusLength) throw new RangeError(`block status of ${length} bytes: too long`);
     if (length === 0) return [];
 
     const negotiated = { name: context, id, knownIds: [...this.#contextIds.values()] };
@@ -172,7 +173,7 @@ export class NbdClient {
     options: RequestOptions,
   ): AsyncGenerator<readonly BlockRun[]> {
     for (let at = offset; at < end;) {
-      const runs = await this.blockStatus(context, at, Math.min(end - at, MAX_STATUS_LENGTH), options);
+      const runs = await this.blockStatus(context, at, Math.min(end - at, this.#maxStatusLength), options);
       const last = runs.at(-1);
       if (last === undefined) return;
       yield runs;
@@ -202,7 +203,7 @@ export class NbdClient {
 
   /**
    * Makes a range read as zeroes, by NBD_CMD_WRITE_ZEROES in requests of up to 32 MiB (and the export's maximum
-   * block size); by plain writes where the server does not offer it. Else as `write`.
+   * block size), of up to 1 GiB where the export has `extendedHeaders`; by plain writes where the server does not offer it. Else as `write`.
    *
    * @param options.noHole the range must stay allocated (NBD_CMD_FLAG_NO_HOLE); default: the server may punch a hole
    * @throws as `write`
@@ -246,6 +247,10 @@ export class NbdClient {
    */
   destroy(reason?: Error): void {
     this.#transmission.destroy(reason);
+  }
+
+  get #maxStatusLength(): number {
+    return this.export.extendedHeaders ? Number.MAX_SAFE_INTEGER : MAX_STATUS_LENGTH;
   }
 
   /** Puts a job in line and waits for it. */

@@ -12,8 +12,10 @@ export const NBD_OPTION_MAGIC = 0x49484156454f5054n;
 export const NBD_OLDSTYLE_MAGIC = 0x00420281861253n;
 export const NBD_OPTION_REPLY_MAGIC = 0x3e889045565a9n;
 export const NBD_REQUEST_MAGIC = 0x25609513;
+export const NBD_EXTENDED_REQUEST_MAGIC = 0x21e41c71;
 export const NBD_SIMPLE_REPLY_MAGIC = 0x67446698;
 export const NBD_STRUCTURED_REPLY_MAGIC = 0x668e33ef;
+export const NBD_EXTENDED_REPLY_MAGIC = 0x6e8a278c;
 
 // Handshake flags and client flags
 export const NBD_FLAG_FIXED_NEWSTYLE = 1 << 0;
@@ -41,6 +43,7 @@ export const NBD_OPT_STARTTLS = 5;
 export const NBD_OPT_GO = 7;
 export const NBD_OPT_STRUCTURED_REPLY = 8;
 export const NBD_OPT_SET_META_CONTEXT = 10;
+export const NBD_OPT_EXTENDED_HEADERS = 11;
 
 // Option reply types
 export const NBD_REP_ACK = 1;
@@ -58,6 +61,7 @@ export const NBD_REP_ERR_UNKNOWN = 0x80000006;
 export const NBD_REP_ERR_SHUTDOWN = 0x80000007;
 export const NBD_REP_ERR_BLOCK_SIZE_REQD = 0x80000008;
 export const NBD_REP_ERR_TOO_BIG = 0x80000009;
+export const NBD_REP_ERR_EXT_HEADER_REQD = 0x8000000a;
 
 // Information types of NBD_OPT_INFO and NBD_OPT_GO
 export const NBD_INFO_EXPORT = 0;
@@ -74,6 +78,8 @@ export const NBD_CMD_BLOCK_STATUS = 7;
 // Command flags
 export const NBD_CMD_FLAG_NO_HOLE = 1 << 1;
 export const NBD_CMD_FLAG_DF = 1 << 2;
+/** The length of a request is that of its payload; with extended headers, set on every write. */
+export const NBD_CMD_FLAG_PAYLOAD_LEN = 1 << 5;
 
 // Structured reply flags and types
 export const NBD_REPLY_FLAG_DONE = 1 << 0;
@@ -81,6 +87,7 @@ export const NBD_REPLY_TYPE_NONE = 0;
 export const NBD_REPLY_TYPE_OFFSET_DATA = 1;
 export const NBD_REPLY_TYPE_OFFSET_HOLE = 2;
 export const NBD_REPLY_TYPE_BLOCK_STATUS = 5;
+export const NBD_REPLY_TYPE_BLOCK_STATUS_EXT = 6;
 /** "All error chunk types have bit 15 set" */
 export const NBD_REPLY_TYPE_FLAG_ERROR = 1 << 15;
 export const NBD_REPLY_TYPE_ERROR_OFFSET = NBD_REPLY_TYPE_FLAG_ERROR | 2;

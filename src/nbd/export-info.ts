@@ -51,6 +51,8 @@ export interface NbdExport {
   readonly contexts: readonly string[];
   /** Whether replies are structured. Without, there are no metadata contexts. */
   readonly structuredReplies: boolean;
+  /** Whether lengths have 64 bits (NBD_OPT_EXTENDED_HEADERS); replies are structured then. */
+  readonly extendedHeaders: boolean;
 }
 
 /**

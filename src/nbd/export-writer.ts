@@ -1,4 +1,4 @@
-import { MiB, roundDown, roundUp } from "../bytes/index.js";
+import { GiB, MiB, roundDown, roundUp } from "../bytes/index.js";
 import { UsageError } from "../errors/index.js";
 import { NBD_CMD_FLAG_NO_HOLE, NBD_CMD_FLUSH, NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES } from "./constants.js";
 import type { NbdExport } from "./export-info.js";
@@ -25,6 +25,8 @@ interface Stretch {
  * write the zeroes one by one must be able to answer 16 of them in time.
  */
 const MAX_ZEROES = 32 * MiB;
+/** With extended headers the maximum block size is that of a payload, and these have none. */
+const MAX_EXTENDED_ZEROES = 1 * GiB;
 
 /** Verbs for messages. */
 const VERBS: ReadonlyMap<number, string> = new Map([
@@ -137,8 +139,12 @@ export class ExportWriter {
   }
 
   *#zeroRequests({ offset, end }: Stretch, noHole: boolean): Generator<PlainFields> {
-    const { minimum, maximum } = this.#connection.export.blockSize;
-    const longest = Math.max(roundDown(Math.min(MAX_ZEROES, maximum), minimum), minimum);
+    const { blockSize, extendedHeaders } = this.#connection.export;
+    const { minimum, maximum } = blockSize;
+    const few = extendedHeaders && !noHole;
+    const longest = few
+      ? MAX_EXTENDED_ZEROES
+      : Math.max(roundDown(Math.min(MAX_ZEROES, maximum), minimum), minimum);
     const flags = noHole ? NBD_CMD_FLAG_NO_HOLE : 0;
     for (let at = offset; at < end;) {
       const to = Math.min(at + longest, end);

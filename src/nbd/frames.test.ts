@@ -2,10 +2,12 @@ import { describe, expect, it } from "vitest";
 import { captured } from "../../test/support/nbd-frames.js";
 import {
   decodeChunkHeader,
+  decodeExtendedChunkHeader,
   decodeGreeting,
   decodeOptionReplyHeader,
   decodeSimpleReply,
   encodeClientFlags,
+  encodeExtendedRequest,
   encodeGoData,
   encodeOption,
   encodeRequest,
@@ -65,6 +67,24 @@ describe("encodeOption(), encodeSetMetaContext(), encodeGoData(), encodeRequest(
     expect(bytes.toString("hex")).toBe(
       "25609513" + "0004" + "0000" + "0000000000000009" + "0010000000000200" + "ffff0000",
     );
+  });
+});
+
+describe("encodeExtendedRequest() and decodeExtendedChunkHeader()", () => {
+  it("have 64-bit lengths, and the offset in both directions", () => {
+    const request = { flags: 0x20, type: 1, cookie: 9n, offset: 2 ** 52, length: 2 ** 51 };
+    expect(encodeExtendedRequest(request).toString("hex")).toBe(
+      "21e41c71" + "0020" + "0001" + "0000000000000009" + "0010000000000000" + "0008000000000000",
+    );
+    const reply = "6e8a278c" + "0001" + "0006" + "0000000000000009" + "0010000000000000" + "0000000000000018";
+    expect(decodeExtendedChunkHeader(Buffer.from(reply, "hex"))).toEqual({
+      ...{ flags: 1, type: 6, cookie: 9n, offset: 2n ** 52n, length: 24 },
+    });
+  });
+
+  it("show a length of 2^64 - 1 bytes as one that nothing accepts", () => {
+    const reply = Buffer.alloc(32, 0xff);
+    expect(decodeExtendedChunkHeader(reply).length).toBe(Number.MAX_SAFE_INTEGER);
   });
 });
 

@@ -1,5 +1,5 @@
 import { ByteReader, ByteWriter } from "../bytes/index.js";
-import { NBD_OPTION_MAGIC, NBD_REQUEST_MAGIC } from "./constants.js";
+import { NBD_EXTENDED_REQUEST_MAGIC, NBD_OPTION_MAGIC, NBD_REQUEST_MAGIC } from "./constants.js";
 
 /**
  * The fixed-size frames of both phases. Decoders read a buffer of exactly the frame's size and judge
@@ -78,7 +78,7 @@ export function encodeGoData(exportName: string, informationTypes: readonly numb
   return writer.finish();
 }
 
-/** A request without payload. Section "Request message". */
+/** Head of a request. Section "Request message". */
 export interface RequestFrame {
   readonly flags: number;
   readonly type: number;
@@ -88,6 +88,8 @@ export interface RequestFrame {
 }
 
 export const REQUEST_SIZE = 28;
+/** Of requests and of reply chunks alike, once extended headers were negotiated. */
+export const EXTENDED_HEADER_SIZE = 32;
 
 /**
  *     C: 32 bits, 0x25609513, magic (NBD_REQUEST_MAGIC)
@@ -105,6 +107,27 @@ export function encodeRequest(request: RequestFrame): Buffer {
     .u64(request.cookie)
     .u64(request.offset)
     .u32(request.length)
+    .finish();
+}
+
+/**
+ * With extended headers:
+ *
+ *     C: 32 bits, 0x21e41c71, magic (NBD_EXTENDED_REQUEST_MAGIC)
+ *     C: 16 bits, command flags
+ *     C: 16 bits, type
+ *     C: 64 bits, cookie
+ *     C: 64 bits, offset (unsigned)
+ *     C: 64 bits, payload/effect length (unsigned)
+ */
+export function encodeExtendedRequest(request: RequestFrame): Buffer {
+  return new ByteWriter(EXTENDED_HEADER_SIZE)
+    .u32(NBD_EXTENDED_REQUEST_MAGIC)
+    .u16(request.flags)
+    .u16(request.type)
+    .u64(request.cookie)
+    .u64(request.offset)
+    .u64(request.length)
     .finish();
 }
 
@@ -131,8 +154,10 @@ export interface ChunkHeader {
   readonly flags: number;
   readonly type: number;
   readonly cookie: bigint;
-  /** Bytes of payload that follow. */
+  /** Bytes of payload that follow; 2^53 - 1 for all that is more. */
   readonly length: number;
+  /** "MUST match the offset of the request"; with extended headers only. */
+  readonly offset?: bigint;
 }
 
 export const CHUNK_HEADER_SIZE = 20;
@@ -147,4 +172,20 @@ export const CHUNK_HEADER_SIZE = 20;
 export function decodeChunkHeader(buffer: Buffer): ChunkHeader {
   const reader = new ByteReader(buffer).skip(4);
   return { flags: reader.u16(), type: reader.u16(), cookie: reader.u64(), length: reader.u32() };
+}
+
+/**
+ * Section "Extended reply chunk message".
+ *
+ *     S: 32 bits, 0x6e8a278c, magic (NBD_EXTENDED_REPLY_MAGIC)
+ *     S: 16 bits, flags
+ *     S: 16 bits, type
+ *     S: 64 bits, cookie
+ *     S: 64 bits, offset (unsigned)
+ *     S: 64 bits, length of payload (unsigned)
+ */
+export function decodeExtendedChunkHeader(buffer: Buffer): ChunkHeader {
+  const reader = new ByteReader(buffer).skip(4);
+  const head = { flags: reader.u16(), type: reader.u16(), cookie: reader.u64(), offset: reader.u64() };
+  return { ...head, length: Math.min(Number(reader.u64()), Number.MAX_SAFE_INTEGER) };
 }

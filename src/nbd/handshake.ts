@@ -3,6 +3,7 @@ import { NbdClient } from "./client.js";
 import {
   NBD_INFO_BLOCK_SIZE,
   NBD_INFO_EXPORT,
+  NBD_OPT_EXTENDED_HEADERS,
   NBD_OPT_GO,
   NBD_OPT_SET_META_CONTEXT,
   NBD_OPT_STRUCTURED_REPLY,
@@ -16,6 +17,7 @@ import {
   DEFAULT_BLOCK_SIZE,
   type BlockSize,
   type ExportFlags,
+  type NbdExport,
 } from "./export-info.js";
 import { encodeGoData } from "./frames.js";
 import type { Haggle } from "./haggle.js";
@@ -33,7 +35,8 @@ import type { NbdSocket } from "./socket.js";
 import { beginHaggle } from "./starttls.js";
 
 /**
- * Does the handshake (fixed newstyle: NBD_OPT_STARTTLS where TLS is wanted, NBD_OPT_STRUCTURED_REPLY, NBD_OPT_SET_META_CONTEXT, NBD_OPT_GO) and
+ * Does the handshake (fixed newstyle: NBD_OPT_STARTTLS where TLS is wanted, NBD_OPT_EXTENDED_HEADERS or
+ * NBD_OPT_STRUCTURED_REPLY, NBD_OPT_SET_META_CONTEXT, NBD_OPT_GO) and
  * enters transmission. The socket belongs to the client from then on; when this fails, it is closed, unless it is held.
  *
  * @throws {NotFoundError} TM_NBD_NO_EXPORT when the server has no such export
@@ -60,12 +63,14 @@ export async function negotiate(socket: NbdSocket, options: NegotiateOptions): P
 async function shakeHands(socket: NbdSocket, what: string, options: NegotiateOptions): Promise<NbdClient> {
   const { exportName, contexts = [], requestSize = MIN_REQUEST_SIZE } = options;
   const haggle = await beginHaggle(socket, what, options.tls);
-  const structuredReplies = await askStructuredReplies(haggle);
-  const contextIds = structuredReplies ? await setMetaContext(haggle, exportName, contexts) : new Map();
+  const headers = await askHeaders(haggle);
+  const contextIds = headers.structuredReplies
+    ? await setMetaContext(haggle, exportName, contexts)
+    : new Map();
   const information = await go(haggle, exportName);
   const client = new NbdClient(
     socket,
-    { name: exportName, ...information, contexts: [...contextIds.keys()], structuredReplies },
+    { name: exportName, ...information, contexts: [...contextIds.keys()], ...headers },
     {
       contextIds,
       requestSize,
@@ -75,6 +80,16 @@ async function shakeHands(socket: NbdSocket, what: string, options: NegotiateOpt
   );
   client.begin(haggle.rest());
   return client;
+}
+
+type Headers = Pick<NbdExport, "structuredReplies" | "extendedHeaders">;
+
+/** The best that the server has: extended headers (QEMU 8.2), structured replies, or neither. */
+async function askHeaders(haggle: Haggle): Promise<Headers> {
+  const extended = await haggle.ask(NBD_OPT_EXTENDED_HEADERS);
+  if (extended.accepted) return { structuredReplies: true, extendedHeaders: true };
+  if (!isUnsupported(extended)) throw await refusalOf(haggle, "extended headers", extended);
+  return { structuredReplies: await askStructuredReplies(haggle), extendedHeaders: false };
 }
 
 async function askStructuredReplies(haggle: Haggle): Promise<boolean> {

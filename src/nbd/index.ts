@@ -7,7 +7,7 @@
  * - *run*: a range of bytes that a context describes alike.
  *
  * Specification: doc/proto.md and doc/uri.md of the NetworkBlockDevice project. Spoken are fixed newstyle,
- * NBD_OPT_GO, structured replies (simple ones where the server has no others) and metadata contexts; reading, writing,
+ * NBD_OPT_GO, TLS, extended headers, structured replies (simple ones where the server has no others) and metadata contexts; reading, writing,
  * writing zeroes and flushing.
  */
 export { describeAddress, type NbdAddress } from "./address.js";
@@ -24,6 +24,7 @@ export {
   NBD_STATE_DIRTY,
   NBD_STATE_HOLE,
   NBD_STATE_ZERO,
+  QEMU_ALLOCATION_DEPTH,
 } from "./meta-context.js";
 export type { NegotiateOptions } from "./negotiate-options.js";
 export { openSocket, type NbdSocket, type OpenSocketOptions } from "./socket.js";

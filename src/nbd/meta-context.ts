@@ -10,6 +10,12 @@ export const NBD_STATE_ZERO = 1 << 1;
 /** qemu:dirty-bitmap, bit 0: changed since the bitmap began to record. */
 export const NBD_STATE_DIRTY = 1 << 0;
 
+/**
+ * QEMU's context that tells which image of a backing chain holds a run: its flags are a number, 1 for the image that
+ * is exported, 2 for its backing file and so on; 0 for what no image holds.
+ */
+export const QEMU_ALLOCATION_DEPTH = "qemu:allocation-depth";
+
 /** QEMU's limit on the name of a bitmap, in bytes. */
 const MAX_BITMAP_NAME = 1023;
 

@@ -1,6 +1,7 @@
 import { NotFoundError, type TidemarkError } from "../errors/index.js";
 import {
   NBD_REP_ERR_BLOCK_SIZE_REQD,
+  NBD_REP_ERR_EXT_HEADER_REQD,
   NBD_REP_ERR_INVALID,
   NBD_REP_ERR_PLATFORM,
   NBD_REP_ERR_POLICY,
@@ -31,6 +32,7 @@ const NAMES: ReadonlyMap<number, string> = new Map([
   [NBD_REP_ERR_SHUTDOWN, "NBD_REP_ERR_SHUTDOWN"],
   [NBD_REP_ERR_BLOCK_SIZE_REQD, "NBD_REP_ERR_BLOCK_SIZE_REQD"],
   [NBD_REP_ERR_TOO_BIG, "NBD_REP_ERR_TOO_BIG"],
+  [NBD_REP_ERR_EXT_HEADER_REQD, "NBD_REP_ERR_EXT_HEADER_REQD"],
 ]);
 
 const HINTS: ReadonlyMap<number, string> = new Map([

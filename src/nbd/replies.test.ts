@@ -16,6 +16,7 @@ function readOf(offset: number, length: number, cookie: bigint, structuredReplie
   });
   const parser = new ReplyParser({
     structuredReplies,
+    extendedHeaders: false,
     fault: faultOf("Connection failed"),
     find: (found) => (found === cookie ? request : "skip"),
     complete: () => request.done(),

@@ -1,11 +1,13 @@
 import { ByteReader } from "../bytes/index.js";
-import { isStatusLength } from "./block-status.js";
+import { isStatusLength, MAX_STATUS_PAYLOAD } from "./block-status.js";
 import {
   NBD_CMD_BLOCK_STATUS,
   NBD_CMD_READ,
+  NBD_EXTENDED_REPLY_MAGIC,
   NBD_MAX_STRING,
   NBD_REPLY_FLAG_DONE,
   NBD_REPLY_TYPE_BLOCK_STATUS,
+  NBD_REPLY_TYPE_BLOCK_STATUS_EXT,
   NBD_REPLY_TYPE_ERROR_OFFSET,
   NBD_REPLY_TYPE_FLAG_ERROR,
   NBD_REPLY_TYPE_NONE,
@@ -18,7 +20,9 @@ import type { Fault } from "./errors.js";
 import {
   CHUNK_HEADER_SIZE,
   decodeChunkHeader,
+  decodeExtendedChunkHeader,
   decodeSimpleReply,
+  EXTENDED_HEADER_SIZE,
   SIMPLE_REPLY_SIZE,
   type ChunkHeader,
 } from "./frames.js";
@@ -27,6 +31,8 @@ import type { Request } from "./request.js";
 /** The parser's view of the connection. */
 export interface ReplyContext {
   readonly structuredReplies: boolean;
+  /** All heads have 32 bytes; there are no simple replies. */
+  readonly extendedHeaders: boolean;
   /** Throws a protocol error that belongs to no request. */
   readonly fault: Fault;
   /**
@@ -59,7 +65,7 @@ const SKIP: Stage = { kind: "skip" };
  */
 export class ReplyParser {
   readonly #context: ReplyContext;
-  readonly #head = Buffer.alloc(CHUNK_HEADER_SIZE);
+  readonly #head = Buffer.alloc(EXTENDED_HEADER_SIZE);
   #payload: Buffer = Buffer.alloc(0);
   #stage: Stage = HEAD;
   /** Bytes of the stage that have come, and that it needs. */
@@ -75,7 +81,9 @@ export class ReplyParser {
     { readonly part: "header" | "payload"; readonly have: number; readonly need: number } | undefined {
     if (this.#stage.kind !== "head") return { part: "payload", have: this.#have, need: this.#need };
     if (this.#have === 0) return undefined;
-    const full = this.#context.structuredReplies ? CHUNK_HEADER_SIZE : SIMPLE_REPLY_SIZE;
+    const { structuredReplies, extendedHeaders } = this.#context;
+    const structured = structuredReplies ? CHUNK_HEADER_SIZE : SIMPLE_REPLY_SIZE;
+    const full = extendedHeaders ? EXTENDED_HEADER_SIZE : structured;
     return { part: "header", have: this.#have, need: Math.max(this.#need, this.#need === 4 ? full : 0) };
   }
 
@@ -116,22 +124,22 @@ export class ReplyParser {
     }
   }
 
-  /** The first four bytes tell which of two heads it is. */
+  /** The first four bytes tell which head it is. */
   #takeHead(): void {
     const magic = this.#head.readUInt32BE(0);
-    if (this.#have === 4) {
-      if (magic === NBD_SIMPLE_REPLY_MAGIC) this.#need = SIMPLE_REPLY_SIZE;
-      else if (magic === NBD_STRUCTURED_REPLY_MAGIC && this.#context.structuredReplies) {
-        this.#need = CHUNK_HEADER_SIZE;
-      } else {
-        const text = `a reply begins with 0x${magic.toString(16).padStart(8, "0")}`;
-        this.#context.fault("TM_NBD_REPLY_MAGIC", text);
-      }
-    } else if (magic === NBD_SIMPLE_REPLY_MAGIC) {
-      this.#takeSimpleReply();
-    } else {
-      this.#takeChunk(decodeChunkHeader(this.#head));
-    }
+    if (this.#have === 4) this.#need = this.#headSize(magic);
+    else if (magic === NBD_SIMPLE_REPLY_MAGIC) this.#takeSimpleReply();
+    else if (magic === NBD_EXTENDED_REPLY_MAGIC) this.#takeChunk(decodeExtendedChunkHeader(this.#head));
+    else this.#takeChunk(decodeChunkHeader(this.#head));
+  }
+
+  #headSize(magic: number): number {
+    const { structuredReplies, extendedHeaders, fault } = this.#context;
+    if (extendedHeaders) {
+      if (magic === NBD_EXTENDED_REPLY_MAGIC) return EXTENDED_HEADER_SIZE;
+    } else if (magic === NBD_SIMPLE_REPLY_MAGIC) return SIMPLE_REPLY_SIZE;
+    else if (magic === NBD_STRUCTURED_REPLY_MAGIC && structuredReplies) return CHUNK_HEADER_SIZE;
+    return fault("TM_NBD_REPLY_MAGIC", `a reply begins with 0x${magic.toString(16).padStart(8, "0")}`);
   }
 
   #takeSimpleReply(): void {
@@ -158,11 +166,14 @@ export class ReplyParser {
   #takeChunk(header: ChunkHeader): void {
     const { type, cookie, length } = header;
     const request = this.#context.find(cookie);
-    if (request === "skip") this.#expect(length, SKIP);
-    else if ((type & NBD_REPLY_TYPE_FLAG_ERROR) !== 0) this.#takeError(request, header);
+    if (request === "skip") this.#skip(header);
+    else if (header.offset !== undefined && header.offset !== BigInt(request.offset)) {
+      const text = `server replied to a request at ${header.offset.toString()}, it is at ${request.offset}`;
+      request.fault("TM_NBD_REPLY_OFFSET", text);
+    } else if ((type & NBD_REPLY_TYPE_FLAG_ERROR) !== 0) this.#takeError(request, header);
     else if (type === NBD_REPLY_TYPE_OFFSET_DATA) this.#takeData(request, header);
     else if (type === NBD_REPLY_TYPE_OFFSET_HOLE) this.#takeHole(request, header);
-    else if (type === NBD_REPLY_TYPE_BLOCK_STATUS) this.#takeStatus(request, header);
+    else if (type === this.#statusType) this.#takeStatus(request, header);
     else if (type !== NBD_REPLY_TYPE_NONE) {
       request.fault("TM_NBD_REPLY_TYPE", `server sent a chunk of unknown type ${type}`);
     } else {
@@ -172,6 +183,18 @@ export class ReplyParser {
       }
       this.#finish(cookie);
     }
+  }
+
+  get #statusType(): number {
+    return this.#context.extendedHeaders ? NBD_REPLY_TYPE_BLOCK_STATUS_EXT : NBD_REPLY_TYPE_BLOCK_STATUS;
+  }
+
+  /** What is dropped is block status, or an error. */
+  #skip({ length }: ChunkHeader): void {
+    if (length > MAX_STATUS_PAYLOAD) {
+      this.#context.fault("TM_NBD_REPLY_LENGTH", `a chunk that nobody waits for announces ${length} bytes`);
+    }
+    this.#expect(length, SKIP);
   }
 
   /** NBD_REPLY_TYPE_OFFSET_DATA: 64 bits, offset; length - 8 bytes, data. */
@@ -201,11 +224,12 @@ export class ReplyParser {
   }
 
   #takeStatus(request: Request, header: ChunkHeader): void {
-    if (!isStatusLength(header.length)) {
+    const { extendedHeaders } = this.#context;
+    if (!isStatusLength(header.length, extendedHeaders)) {
       request.fault("TM_NBD_STATUS_LENGTH", `block status chunk has ${header.length} bytes`);
     }
     this.#expectPayload(header.length, (payload) => {
-      request.status(payload.readUInt32BE(0), payload);
+      request.status(payload.readUInt32BE(0), payload, extendedHeaders);
       this.#afterChunk(header);
     });
   }

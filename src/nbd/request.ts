@@ -13,8 +13,8 @@ export interface Request {
   readonly fault: Fault;
   /** Where the content at [offset, offset + length) of the export goes. Reads only. */
   content(offset: number, length: number): Buffer;
-  /** Takes a block status payload. Block status requests only. */
-  status(contextId: number, payload: Buffer): void;
+  /** Takes a block status payload, of one of its two forms. Block status requests only. */
+  status(contextId: number, payload: Buffer, isExtended: boolean): void;
   /** The server's refusal; undefined as long as all goes well. */
   readonly failure: NbdRequestError | undefined;
   /** Takes an error of the server. More may come until `done`. */

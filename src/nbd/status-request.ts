@@ -69,7 +69,7 @@ export class StatusRequest implements Request {
     return this.fault("TM_NBD_REPLY_TYPE", "server answered a block status request with content");
   }
 
-  status(contextId: number, payload: Buffer): void {
+  status(contextId: number, payload: Buffer, isExtended: boolean): void {
     if (!this.#knownIds.includes(contextId)) {
       this.fault(
         "TM_NBD_UNKNOWN_CONTEXT",
@@ -80,7 +80,7 @@ export class StatusRequest implements Request {
       this.fault("TM_NBD_REPEATED_CONTEXT", `server answered twice for context id ${contextId}`);
     }
     this.#seenIds.add(contextId);
-    const runs = decodeBlockStatus(payload, this.offset, this.length, this.fault);
+    const runs = decodeBlockStatus(payload, isExtended, this.offset, this.length, this.fault);
     if (contextId !== this.#contextId) return;
     this.#runs = clipRuns(runs, this.#range.offset, this.#range.length);
   }

@@ -1,6 +1,6 @@
-import { NBD_CMD_BLOCK_STATUS, NBD_CMD_DISC } from "./constants.js";
+import { NBD_CMD_BLOCK_STATUS, NBD_CMD_DISC, NBD_CMD_FLAG_PAYLOAD_LEN, NBD_CMD_WRITE } from "./constants.js";
 import { faultOf, NbdConnectionError, type Fault } from "./errors.js";
-import { encodeRequest } from "./frames.js";
+import { encodeExtendedRequest, encodeRequest, type RequestFrame } from "./frames.js";
 import { ReplyParser, type ReplyContext } from "./replies.js";
 import type { Request } from "./request.js";
 import type { NbdSocket, Receiver } from "./socket.js";
@@ -27,6 +27,7 @@ export interface Job {
 export interface TransmissionOptions {
   readonly exportName: string;
   readonly structuredReplies: boolean;
+  readonly extendedHeaders: boolean;
   /** Number of metadata contexts that were negotiated. */
   readonly contextCount: number;
   readonly requestTimeoutMs: number;
@@ -43,6 +44,7 @@ interface InFlight {
  */
 export class Transmission implements Receiver, ReplyContext {
   readonly structuredReplies: boolean;
+  readonly extendedHeaders: boolean;
   readonly fault: Fault;
   /** Resolves when the connection is gone: with the reason, or undefined after `close`. Never rejects. */
   readonly closed: Promise<Error | undefined>;
@@ -66,6 +68,7 @@ export class Transmission implements Receiver, ReplyContext {
     this.#socket = socket;
     this.#options = options;
     this.structuredReplies = options.structuredReplies;
+    this.extendedHeaders = options.extendedHeaders;
     this.#action = `Connection to export ${JSON.stringify(options.exportName)} failed`;
     this.fault = faultOf(this.#action);
     this.#parser = new ReplyParser(this);
@@ -214,9 +217,17 @@ export class Transmission implements Receiver, ReplyContext {
     this.#lastCookie += 1n;
     this.#inFlight.set(this.#lastCookie, { request, sentAt: performance.now() });
     const { type, flags, offset, length } = request;
-    this.#socket.write(encodeRequest({ type, flags, cookie: this.#lastCookie, offset, length }));
+    this.#write({ type, flags, cookie: this.#lastCookie, offset, length });
     if (request.payload !== undefined) this.#socket.write(request.payload);
     if (this.#timer === undefined) this.#watch(this.#options.requestTimeoutMs);
+  }
+
+  #write(frame: RequestFrame): void {
+    if (!this.extendedHeaders) this.#socket.write(encodeRequest(frame));
+    else {
+      const payload = frame.type === NBD_CMD_WRITE ? NBD_CMD_FLAG_PAYLOAD_LEN : 0;
+      this.#socket.write(encodeExtendedRequest({ ...frame, flags: frame.flags | payload }));
+    }
   }
 
   /** One timer for all requests: looks at the oldest one when that would be overdue. */
@@ -258,7 +269,7 @@ export class Transmission implements Receiver, ReplyContext {
     if (this.#end !== undefined) return;
     this.#lastCookie += 1n;
     const cookie = this.#lastCookie;
-    this.#socket.write(encodeRequest({ type: NBD_CMD_DISC, flags: 0, cookie, offset: 0, length: 0 }));
+    this.#write({ type: NBD_CMD_DISC, flags: 0, cookie, offset: 0, length: 0 });
     await this.#socket.finish();
   }
 
