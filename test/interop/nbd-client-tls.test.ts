@@ -8,6 +8,7 @@ import {
   listExports,
   tlsOptionsOf,
   type NbdUri,
+  type TlsOptions,
 } from "../../src/nbd/index.js";
 import { writeNoise } from "../support/image.js";
 import { CertificateAuthority } from "../support/nbd-certificates.js";
@@ -259,6 +260,30 @@ describe("connect() with TLS fails in its own words when", () => {
       if (serverFiles === undefined) expect(await errorOf(secure(server, good, "alice"))).toBeUndefined();
     },
   );
+
+  it("a server shows a certificate that all the world trusts, and not the shared key", async () => {
+    await using server = await startNbdkit({
+      transport: "tcp",
+      parameters: ["--tls=require", `--tls-certificates=${directory.file("server")}`, "file", image],
+    });
+    // Node reads the list of those it trusts when it starts: another process, which trusts our authority.
+    const attempt = async (tls: TlsOptions): Promise<string> => {
+      const library = new URL("../../dist/nbd/index.js", import.meta.url).href;
+      const program = `
+        const { connect } = await import(${JSON.stringify(library)});
+        await connect(${JSON.stringify(server.address)}, { tls: ${JSON.stringify(tls)} }).then(
+          (client) => client.close().then(() => console.log("connected")),
+          (error) => console.log(error.code),
+        );`;
+      const env = { NODE_EXTRA_CA_CERTS: directory.file("ca/cert.pem"), HOME: directory.path };
+      const node = await run(process.execPath, ["--input-type=module", "--eval", program], { env });
+      return node.stdout.trim();
+    };
+    // No directory of ours is named: it is Node's list that decides, and the server is on it.
+    expect(await attempt({ type: "x509" })).toBe("connected");
+    const psk = { type: "psk", pskFile: directory.file("ours.psk"), username: "alice" } as const;
+    expect(await attempt(psk)).toBe("TM_NBD_TLS_PSK");
+  });
 
   it.each(NAMES)("%s has no TLS: TM_NBD_TLS_REFUSED, and nothing was said in plain text", async (name) => {
     await using server =
