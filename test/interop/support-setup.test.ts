@@ -121,7 +121,7 @@ describe("scripts/setup.sh", () => {
     const { code, stderr } = await setup(directory, [], path);
     expect((await readFile(log, "utf8")).trim().split("\n")).toEqual([
       expect.stringMatching(/Timeout=\d+ -qq update$/),
-      expect.stringMatching(/install -y --no-install-recommends libnbd-bin nbdkit g\+\+$/),
+      expect.stringMatching(/install -y --no-install-recommends libnbd-bin nbdkit openssl g\+\+$/),
     ]);
     expect([code, stderr]).toEqual([1, expect.stringContaining("still missing")]);
   });
@@ -136,7 +136,7 @@ describe("scripts/setup.sh", () => {
     });
     const { code, stderr } = await setup(directory, [], path);
     expect(code).toBe(1);
-    expect(stderr).toContain("apt-get install --no-install-recommends libnbd-bin nbdkit g++\n");
+    expect(stderr).toContain("apt-get install --no-install-recommends libnbd-bin nbdkit openssl g++\n");
     await expect(stat(log)).rejects.toThrow("ENOENT");
   });
 
