@@ -227,7 +227,7 @@ describe("ImageReader.open()", () => {
     const path = directory.file("disk.qcow2");
     await run("qemu-img", [
       ...["create", "-q", "--object", "secret,id=key,data=secret", "-f", "qcow2"],
-      ...["-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10", path, "1M"],
+      ...["-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=100", path, "1M"],
     ]);
     return path;
   };
