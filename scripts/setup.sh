@@ -36,6 +36,7 @@ find_missing() {
   missing=
   need qemu-system-x86 qemu-system-x86_64
   [ -e /usr/share/seabios/bios-256k.bin ] || [ -e /usr/share/qemu/bios-256k.bin ] || missing="$missing seabios"
+  [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || missing="$missing ovmf"
   need qemu-utils qemu-img qemu-io qemu-nbd
   need qemu-system-common qemu-storage-daemon
   need libnbd-bin nbdinfo nbdcopy

@@ -73,6 +73,7 @@ async function chooseAll(
       clusterSize: DEFAULT_CLUSTER_SIZE,
       catalogue: (id) => repository.point(machine, id, { signal }),
       machineUuid: source.identity.uuid,
+      machineWasAway: source.identity.wasAway,
       points,
     });
   } catch (error) {

@@ -98,6 +98,7 @@ async function choose(
     clusterSize: DEFAULT_CLUSTER_SIZE,
     catalogue: (id) => repository.point(name, id, { signal }),
     machineUuid: machine.identity.uuid,
+    machineWasAway: machine.identity.wasAway,
     points,
   });
 }

@@ -130,8 +130,18 @@ describe("chooseBase()", () => {
       disk([bitmap(1, {}, "22222222")]),
       context([point(1)]),
     ],
+    [
+      "machine was migrated away and came back (raw disk: its bitmap knows nothing of that time)",
+      disk([bitmap(1, { persistent: false })], { canPersist: false, format: "raw" }),
+      context([point(1)], { machineWasAway: true }),
+    ],
   ])("goes full: %s", async (reason, carried, judged) => {
     expect(await chooseBase(carried, judged)).toMatchObject({ kind: "full", reason });
+  });
+
+  it("goes on with a bitmap that is stored in the image after the machine was migrated away and came back", async () => {
+    const judged = context([point(1)], { machineWasAway: true });
+    expect(await chooseBase(disk([bitmap(1)]), judged)).toMatchObject({ kind: "incremental" });
   });
 
   it("keeps the disk's token when the chain goes on with a full", async () => {

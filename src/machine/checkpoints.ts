@@ -28,6 +28,8 @@ export interface BaseContext {
   readonly clusterSize: number;
   readonly catalogue: Catalogue;
   readonly machineUuid: string | null;
+  /** See `MachineIdentity.wasAway`. */
+  readonly machineWasAway?: boolean | undefined;
   /** The machine's points, oldest first: they tell a disk that lost its checkpoint from a new one. */
   readonly points?: readonly CataloguePoint[] | undefined;
 }
@@ -138,7 +140,7 @@ function judge(
   disk: SourceDisk,
   { bitmap, checkpoint, token }: OwnBitmap,
   point: CataloguePoint | undefined,
-  { clusterSize, machineUuid }: BaseContext,
+  { clusterSize, machineUuid, machineWasAway = false }: BaseContext,
 ): BaseChoice | string {
   if (point === undefined) return `point ${checkpoint} is not in the repository`;
   if (!isOfMachine(point, machineUuid)) return `point ${checkpoint} belongs to another machine`;
@@ -146,6 +148,9 @@ function judge(
   if (parent === undefined) return `point ${checkpoint} holds no disk with token ${token}`;
   const fault = faultOf(bitmap);
   if (fault !== undefined) return fault;
+  if (machineWasAway && !bitmap.persistent) {
+    return `machine was migrated away and came back (${disk.format} disk: its bitmap knows nothing of that time)`;
+  }
   const granularity = granularityOf(disk, clusterSize);
   if (bitmap.granularity !== granularity) {
     return `bitmap granularity is ${bitmap.granularity}, ${granularity} is needed`;

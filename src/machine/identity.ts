@@ -11,10 +11,11 @@ export async function identify(
   disks: readonly LiveDisk[],
   options: IoOptions = {},
 ): Promise<MachineIdentity> {
-  const [name, uuid, status, target, memory, cpus, type] = await Promise.all([
+  const [name, uuid, status, migration, target, memory, cpus, type] = await Promise.all([
     qmp.execute("query-name", undefined, options),
     qmp.execute("query-uuid", undefined, options),
     qmp.execute("query-status", undefined, options),
+    qmp.execute("query-migrate", undefined, options),
     qmp.execute("query-target", undefined, options),
     qmp.execute("query-memory-size-summary", undefined, options),
     qmp.execute("query-cpus-fast", undefined, options),
@@ -26,6 +27,7 @@ export async function identify(
     name: name ?? null,
     uuid: uuid === NO_UUID ? null : uuid,
     state: stateOf(status),
+    wasAway: migration.status === "completed" && migration.isSource,
     qemuVersion: build === "" ? number : `${number} (${build})`,
     configuration: {
       architecture: target,

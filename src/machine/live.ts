@@ -131,7 +131,7 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
   async assertReady(options: IoOptions = {}): Promise<void> {
     assertDisksSupported(this.disks, this.refused, this.#options.allowUnguarded ?? false);
     assertNoForeignJobs(this.disks);
-    await assertNotMigrating(this.qmp, options);
+    await this.assertHere(options);
     const inventory = await takeInventory(this.qmp, options);
     const [foreign] = inventory.foreignExports;
     if (foreign !== undefined) throw new ForeignServerError(`it serves export "${foreign}"`);
@@ -146,6 +146,10 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
         hint: "Run tidemark cleanup on it first",
       },
     );
+  }
+
+  async assertHere(options: IoOptions = {}): Promise<void> {
+    await assertNotMigrating(this.qmp, options);
   }
 
   async freeze(request: FreezeRequest, options: IoOptions = {}): Promise<FrozenPoint> {

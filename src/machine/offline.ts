@@ -106,6 +106,7 @@ export class OfflineMachine implements QmpSource, AsyncDisposable {
       name: null,
       uuid: null,
       state: "shut off",
+      wasAway: false,
       qemuVersion: build === "" ? number : `${number} (${build})`,
       configuration: {
         disks: this.#disks.map(({ name, format, imageFile }) => ({ name, format, file: imageFile })),
@@ -123,6 +124,11 @@ export class OfflineMachine implements QmpSource, AsyncDisposable {
 
   /** Nobody but this run can use the images: there is nothing in the way. */
   assertReady(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  /** It is no process that could migrate. */
+  assertHere(): Promise<void> {
     return Promise.resolve();
   }
 

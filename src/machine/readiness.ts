@@ -6,10 +6,13 @@ import { MachineBusyError, UnsupportedMachineError } from "./errors.js";
 import { describeNames } from "./select.js";
 import type { FreezeDisk } from "./source.js";
 
-/** Migration states in which images may change hands any moment, or have. */
-const NOT_MIGRATING = new Set(["none", "cancelled", "failed", undefined]);
-/** Run states of a machine whose images belong to another host. */
-const AWAY = new Set(["inmigrate", "postmigrate", "finish-migrate"]);
+/**
+ * Migration states of a machine that is here: "completed" is also said for ever of one that arrived by a migration, and
+ * the run state tells that from one that has left.
+ */
+const NOT_MIGRATING = new Set(["none", "cancelled", "failed", "completed", undefined]);
+/** Run states of a machine whose images are changing hands. */
+const CHANGING = new Set(["inmigrate", "finish-migrate"]);
 
 /**
  * What a freeze needs from QEMU; all of it is there since 5.2.
@@ -43,13 +46,19 @@ export async function assertFeatures(qmp: QmpClient, options: IoOptions = {}): P
   );
 }
 
-/** @throws {MachineBusyError} while the machine migrates, in or out */
+/** @throws {MachineBusyError} while the machine migrates, in or out, and when it has been migrated away */
 export async function assertNotMigrating(qmp: QmpClient, options: IoOptions = {}): Promise<void> {
-  const [migration, status] = await Promise.all([
+  const [{ status: migration }, status] = await Promise.all([
     qmp.execute("query-migrate", undefined, options),
     qmp.execute("query-status", undefined, options),
   ]);
-  if (NOT_MIGRATING.has(migration) && !AWAY.has(status)) return;
+  if (status === "postmigrate") {
+    throw new MachineBusyError(
+      "Cannot back up the machine: it has been migrated away (state postmigrate), its images are in use elsewhere",
+      { hint: "Back it up where it runs now" },
+    );
+  }
+  if (NOT_MIGRATING.has(migration) && !CHANGING.has(status)) return;
   throw new MachineBusyError(
     `Cannot back up the machine: it is migrating (migration ${migration ?? "none"}, state ${status})`,
     { hint: "Wait until the migration has ended, then back it up where it runs" },

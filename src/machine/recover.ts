@@ -56,6 +56,7 @@ interface DeadRun {
  *
  * @throws {RunBusyError} when a run that lives (or may live) has things in the machine; nothing is touched
  * @throws {ForeignServerError} when another program exports over NBD; nothing is touched
+ * @throws {MachineBusyError} when there is something to do, and the machine migrates; nothing is touched
  * @throws {TeardownError} when something could not be removed; the rest is
  */
 export async function recover(machine: QmpSource, options: RecoverOptions = {}): Promise<Leftovers> {
@@ -70,6 +71,7 @@ export async function recover(machine: QmpSource, options: RecoverOptions = {}):
   };
   if (dryRun) return leftovers;
   machine.assertWorking();
+  if (leftovers.runs.length + leftovers.bitmaps.length > 0) await machine.assertHere({ signal });
   for (const run of dead) {
     signal?.throwIfAborted();
     await clean(machine, run);

@@ -54,7 +54,7 @@ describe("chooseDisks()", () => {
     expect(chooseDisks(disks, undefined).map(({ name }) => name)).toEqual(["vda", "data"]);
   });
 
-  it.each(["vda", "n0", "filter0", "/machine/peripheral/vda/virtio-backend"])(
+  it.each([...["vda", "n0", "filter0", "/machine/peripheral/vda/virtio-backend", "/machine/peripheral/vda"]])(
     "knows a disk as %s",
     (device) => {
       expect(chooseDisks(disks, [{ device, name: "root" }])).toMatchObject([
@@ -62,6 +62,12 @@ describe("chooseDisks()", () => {
       ]);
     },
   );
+
+  it("knows a SCSI disk, which QEMU names by its id alone, by its path", () => {
+    const scsi = [...disks, disk({ deviceId: "sda", qdev: "sda" })];
+    const chosen = chooseDisks(scsi, [{ device: "/machine/peripheral/sda" }]);
+    expect(chosen.map(({ name }) => name)).toEqual(["sda"]);
+  });
 
   it.each([
     [[{ device: "sdx" }], /no disk "sdx"/],

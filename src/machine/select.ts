@@ -16,9 +16,19 @@ export interface Selectable {
   readonly nodes: readonly string[];
 }
 
+/** What QEMU's object model calls the part of a virtio device that a disk is attached to. */
+const BACKEND = "/virtio-backend";
+
 /** Whether `device` means this disk. */
 export function isCalled(disk: Selectable, device: string): boolean {
-  return [disk.deviceId, disk.driveId, disk.qdev, ...disk.nodes].includes(device);
+  return [disk.deviceId, disk.driveId, disk.qdev, ...pathsOf(disk), ...disk.nodes].includes(device);
+}
+
+/** QOM paths of a disk's device: `qdev` is one, or an id, or names the device's backend. */
+function pathsOf({ qdev }: Selectable): string[] {
+  if (qdev === null) return [];
+  const path = qdev.startsWith("/") ? qdev : `/machine/peripheral/${qdev}`;
+  return path.endsWith(BACKEND) ? [path, path.slice(0, -BACKEND.length)] : [path];
 }
 
 /** How a list of disks shows one: everything it can be called by, best first. */

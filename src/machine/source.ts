@@ -14,6 +14,11 @@ export interface MachineIdentity {
   readonly state: MachineState;
   /** "7.2.22", with the distributor's name for the build where there is one. */
   readonly qemuVersion: string;
+  /**
+   * A migration took it away once, and it goes on here all the same. What its images hold is read anew then; a
+   * bitmap that is not stored in one knows nothing of what was written elsewhere meanwhile.
+   */
+  readonly wasAway: boolean;
   /** Type, memory, processors, devices of the disks: captured for whoever rebuilds the machine. */
   readonly configuration: Readonly<Record<string, unknown>>;
 }
@@ -173,6 +178,13 @@ export interface MachineSource {
    * @throws {TidemarkError} when a disk cannot be backed up at all, by its name
    */
   assertReady(options?: IoOptions): Promise<void>;
+
+  /**
+   * Asks whether anything in it may be changed now, a cleaning up included.
+   *
+   * @throws {BusyError} while it migrates, or when it has been migrated away: its images are another host's
+   */
+  assertHere(options?: IoOptions): Promise<void>;
 
   /** The machine as it is now: identity and disks read anew. */
   refresh(options?: IoOptions): Promise<void>;

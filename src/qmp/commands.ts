@@ -2,6 +2,7 @@ import { QmpRecord } from "./record.js";
 import {
   decodeBlockDevices,
   decodeExports,
+  decodeMigration,
   decodeGraph,
   decodeJobs,
   decodeNodes,
@@ -80,9 +81,7 @@ export const COMMANDS = {
   "query-status": command<None, string>((value) =>
     QmpRecord.of(value, "reply to query-status").text("status"),
   ),
-  "query-migrate": command<None, string | undefined>((value) =>
-    QmpRecord.of(value, "reply to query-migrate").optionalText("status"),
-  ),
+  "query-migrate": command<None, ReturnType<typeof decodeMigration>>(decodeMigration),
   "query-version": command<None, unknown>((value) => value),
   "query-target": command<None, string>((value) => QmpRecord.of(value, "reply to query-target").text("arch")),
   "query-memory-size-summary": command<None, number>((value) =>

@@ -164,6 +164,12 @@ export function decodeExports(value: unknown): ExportInfo[] {
   }));
 }
 
+/** `isSource`: it was sent from here; whoever receives a machine measures no time. */
+export function decodeMigration(value: unknown): { status: string | undefined; isSource: boolean } {
+  const migration = QmpRecord.of(value, "reply to query-migrate");
+  return { status: migration.optionalText("status"), isSource: migration.has("total-time") };
+}
+
 export function decodeGraph(value: unknown): BlockGraph {
   const graph = QmpRecord.of(value, "reply to x-debug-query-block-graph");
   return {
