@@ -1,7 +1,8 @@
 import { mkdir, readFile, stat, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { checkImage, CLEAN, compareImages, createImage, imageInfo, qemuIo, toRaw } from "../support/image.js";
-import { startQemuNbd } from "../support/nbd-servers.js";
+import { NbdRelay } from "../support/nbd-relay.js";
+import { startNbdkit, startQemuNbd } from "../support/nbd-servers.js";
 import { Rig, type PointView } from "../support/rig.js";
 import { run } from "../support/tools.js";
 
@@ -46,6 +47,13 @@ async function restoreTo(rig: Rig, reference: string, to: string, ...more: strin
   return { code: result.code, message: last.message ?? "", events, disk: last.disks?.[0] };
 }
 
+/** Whether a server says that all connections see one state, as nbdinfo reads it. */
+async function offersSeveral(uri: string): Promise<boolean> {
+  const { stdout } = await run("nbdinfo", ["--json", uri]);
+  const { exports } = JSON.parse(stdout) as { exports: { can_multi_conn: boolean }[] };
+  return exports[0]?.can_multi_conn === true;
+}
+
 describe("restore to an NBD export", () => {
   it.each(["unix", "tcp"] as const)(
     "writes through several connections, and leaves no stale byte (%s)",
@@ -67,6 +75,50 @@ describe("restore to an NBD export", () => {
       const reference = { path: held.second, format: "raw" } as const;
       expect(await compareImages({ path: target, format: "qcow2" }, reference)).toBe("identical");
       expect(await checkImage(target)).toMatchObject(CLEAN);
+    },
+  );
+
+  it("has writes in flight on four connections at once where the server takes several", async () => {
+    await using rig = await Rig.create();
+    const { held } = await twoPoints(rig);
+    const target = await createImage(rig.directory.file("target.raw"), "raw", SIZE);
+    await using server = await startQemuNbd({
+      ...{ image: target, format: "raw", exportName: "disk", writable: true },
+    });
+    expect(await offersSeveral(server.uri("disk"))).toBe(true);
+    await using relay = await NbdRelay.start(rig.directory.file("relay"), server.address, 4);
+    const uri = `nbd+unix:///disk?socket=${relay.socket}`;
+    expect(await restoreTo(rig, "vm", uri, "--force")).toMatchObject({ code: 0 });
+    expect(relay.written).toHaveLength(4);
+    expect(relay.mostOpen).toBe(4);
+    // All the data (9 MiB and the last 512 bytes, without the discarded MiB) once, and requests, small beside it.
+    const data = 8 * MiB + 512;
+    const sent = relay.written.reduce((sum, bytes) => sum + bytes, 0);
+    expect(sent).toBeGreaterThan(data);
+    expect(sent).toBeLessThan(data + MiB);
+    expect((await readFile(target)).equals(await readFile(held.second))).toBe(true);
+  });
+
+  it.each(["qemu-nbd for one client", "nbdkit without multi-conn"])(
+    "uses one connection where the server does not say that several see one state: %s",
+    async (kind) => {
+      await using rig = await Rig.create();
+      const { held } = await twoPoints(rig);
+      const target = await createImage(rig.directory.file("target.raw"), "raw", SIZE);
+      await using server = kind.startsWith("nbdkit")
+        ? await startNbdkit({
+            parameters: ["--filter=multi-conn", "file", target, "multi-conn-mode=disable"],
+          })
+        : await startQemuNbd({
+            ...{ image: target, format: "raw", exportName: "", writable: true, extra: ["--shared=1"] },
+          });
+      expect(await offersSeveral(server.uri(""))).toBe(false);
+      await using relay = await NbdRelay.start(rig.directory.file("relay"), server.address, 1);
+      const uri = `nbd+unix:///?socket=${relay.socket}`;
+      expect(await restoreTo(rig, "vm", uri, "--force")).toMatchObject({ code: 0 });
+      expect(relay.written).toHaveLength(1);
+      expect(relay.mostOpen).toBe(1);
+      expect((await readFile(target)).equals(await readFile(held.second))).toBe(true);
     },
   );
 
