@@ -21,7 +21,7 @@ interface Point {
 const started = performance.now();
 await using directory = await temporaryDirectory("tm-demo-");
 const repository = directory.file("repository");
-const env = { XDG_RUNTIME_DIR: directory.file("run") };
+const env = { TIDEMARK_RUNTIME_DIR: directory.file("run") };
 
 heading("A machine that never stops writing");
 const disks = [
@@ -30,13 +30,14 @@ const disks = [
   { id: "logs", path: directory.file("logs.raw"), format: "raw", size: 20 * MiB },
 ] as const;
 for (const { path, format, size } of disks) await createImage(path, format, size);
-await using machine = await startMachine({ disks, guest: "counter", name: "demo" });
+// A quiet guest, so that an increment is smaller than the disk.
+await using machine = await startMachine({ disks, guest: { stepsPerTick: 3 }, name: "demo" });
 await machine.waitForGuestWriting(100);
 say(
   `QEMU runs as process ${machine.pid}, with two qcow2 disks and a raw one. Its guest is a boot sector that`,
 );
 say(
-  "writes a rising number to each disk in turn, a thousand times a second, and leaves a trail over 16 MiB.",
+  "writes a rising number to each disk in turn, some fifty times a second, and leaves a trail over 16 MiB.",
 );
 say(
   "So a restored disk tells by itself whether a single block is stale, and whether all disks stopped at once.",

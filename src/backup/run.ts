@@ -83,6 +83,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   });
   try {
     for (const plan of plans) options.observer?.disk?.(announce(plan));
+    warnOfMissing(plans, newest, options.observer);
     const point = await backupDisks(machine, lock, { plans, newest }, { ...options, ...io });
     await tidy("The machine's checkpoints may be lost", options.observer ?? {}, () => machine.close());
     return point;
@@ -153,6 +154,19 @@ function requireFreeName(points: readonly PointManifest[], name: string | undefi
   throw new UsageError(`Point ${holder.id} has the name ${JSON.stringify(name)} already`, {
     hint: "Choose another name",
   });
+}
+
+/** A point that lacks a disk is easily taken for a whole one. */
+function warnOfMissing(
+  plans: readonly DiskPlan[],
+  newest: PointManifest | undefined,
+  observer: BackupObserver | undefined,
+): void {
+  const here = new Set(plans.flatMap(({ name, token }) => [name, token]));
+  const missing = newest?.disks.filter(({ name, token }) => !here.has(name) && !here.has(token)) ?? [];
+  if (missing.length === 0) return;
+  const names = missing.map(({ name }) => `"${name}"`).join(", ");
+  observer?.warning?.(`This point lacks ${names}, which the point before it has`);
 }
 
 function announce({ name, base, reason }: DiskPlan): {

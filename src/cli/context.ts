@@ -47,8 +47,13 @@ export function requireMachineForRepository(options: {
   });
 }
 
-/** Where runs keep their state and locks on this host. */
-export function runDirectory(context: CliContext): string {
-  const runtime = context.environment["XDG_RUNTIME_DIR"];
-  return runtime !== undefined && runtime !== "" ? `${runtime}/tidemark` : "/run/tidemark";
+/**
+ * Where runs keep their state and locks on this host: the same for one user, whether from a login or from cron, since
+ * a run must find what another one left. So root's is not that of the session.
+ */
+export function runDirectory({ environment }: CliContext): string {
+  const user = process.geteuid?.() ?? 0;
+  const session = environment["XDG_RUNTIME_DIR"] || `/run/user/${user}`;
+  const parent = environment["TIDEMARK_RUNTIME_DIR"] || (user === 0 ? "/run" : session);
+  return `${parent}/tidemark`;
 }

@@ -7,7 +7,11 @@ import { VERSION } from "./version.js";
 /** Every command, with what the overview says of it. A command's module is loaded only when it is the one to run. */
 const COMMANDS: readonly { name: string; summary: string; load: () => Promise<CommandModule> }[] = [
   { name: "init", summary: "make a repository", load: () => import("./commands/init.js") },
-  { name: "backup", summary: "back up a running machine", load: () => import("./commands/backup.js") },
+  {
+    name: "backup",
+    summary: "back up a machine, running or off",
+    load: () => import("./commands/backup.js"),
+  },
   { name: "list", summary: "the points, as a tree", load: () => import("./commands/list.js") },
   { name: "show", summary: "one point: disks, sizes, why full", load: () => import("./commands/show.js") },
   { name: "restore", summary: "write a point's disks to files", load: () => import("./commands/restore.js") },

@@ -3,5 +3,6 @@ export { anySignal } from "./any-signal.js";
 export { Budget } from "./budget.js";
 export { DeadlineError, withDeadline } from "./deadline.js";
 export { deferred, type Deferred } from "./deferred.js";
+export { pause } from "./pause.js";
 export { RateLimit } from "./rate-limit.js";
 export { unlessAborted } from "./unless-aborted.js";

@@ -1,4 +1,4 @@
-import { setTimeout as sleep } from "node:timers/promises";
+import { pause } from "./pause.js";
 
 /**
  * Holds a flow to a rate: each `pass(bytes)` waits until the bytes passed before it are paid for.
@@ -23,6 +23,6 @@ export class RateLimit {
     const start = Math.max(this.#paidUntil, now - this.#burst);
     this.#paidUntil = start + bytes / this.#bytesPerSecond;
     const wait = start - now;
-    if (wait > 0) await sleep(wait * 1000, undefined, signal === undefined ? {} : { signal });
+    if (wait > 0) await pause(wait * 1000, signal);
   }
 }

@@ -33,6 +33,7 @@ export {
 } from "./errors.js";
 export { LiveMachine, openLiveMachine, type LiveMachineOptions, type NamedLiveDisk } from "./live.js";
 export { recover, type LeftoverRun, type Leftovers, type RecoverOptions } from "./recover.js";
+export { formatOf, type ImageFormat } from "./offline-image.js";
 export { ImageExport } from "./image-export.js";
 export { OfflineMachine, type ImageChoice, type OfflineMachineOptions } from "./offline.js";
 export { openMachine, type MachineChoice } from "./open.js";

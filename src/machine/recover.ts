@@ -124,6 +124,8 @@ async function clean(machine: QmpSource, { objects, found }: DeadRun): Promise<v
     run,
     files: found?.record.files ?? [],
     socketPath: server !== null && isSocketPath(server, run) ? server : null,
+    // Nothing says where its server listens. But QEMU has one at most, and another program's export would have ended this.
+    stopAnyServer: found === undefined && objects.exports.length + objects.nodes.length > 0,
   });
   await removeBitmaps(machine.qmp, objects.bitmaps);
   await removeRecord(machine.runDirectory, run);

@@ -3,10 +3,9 @@ import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import type { IoOptions } from "../bytes/index.js";
 import { messageOf, NotFoundError, TidemarkError } from "../errors/index.js";
-import { anySignal, withDeadline } from "../flow/index.js";
+import { anySignal, pause, withDeadline } from "../flow/index.js";
 import { QmpClient, QmpNotFoundError, type QmpAddress } from "../qmp/index.js";
 
 /** The program, unless another is named. */
@@ -151,7 +150,7 @@ async function greeted(directory: string, signal: AbortSignal): Promise<QmpClien
       return await QmpClient.connect(addressIn(directory), { signal });
     } catch (error) {
       if (!(error instanceof QmpNotFoundError) || Date.now() > deadline) throw error;
-      await sleep(10, undefined, { signal });
+      await pause(10, signal);
     }
   }
 }

@@ -1,6 +1,6 @@
 import { rm } from "node:fs/promises";
 import { messageOf } from "../errors/index.js";
-import type { QmpClient } from "../qmp/index.js";
+import { QmpCommandError, type QmpClient } from "../qmp/index.js";
 import { TeardownError } from "./errors.js";
 import { isListening, removeSocketPath } from "./export.js";
 import { waitConcluded, watchJob } from "./jobs.js";
@@ -16,6 +16,8 @@ export interface TeardownPlan {
   readonly files: readonly string[];
   /** Path of the NBD socket that the run may have made. A server that listens there is the run's. */
   readonly socketPath: string | null;
+  /** The run had a server at a place that nobody knows any more: whatever server there is, is the run's. */
+  readonly stopAnyServer?: boolean | undefined;
   /** Closes every NBD connection that this process has. */
   readonly closeConnections?: (() => Promise<void>) | undefined;
 }
@@ -41,8 +43,7 @@ export async function tearDown(qmp: QmpClient | undefined, plan: TeardownPlan): 
   const closed = await steps.try("close NBD connections", async () => plan.closeConnections?.());
   const files = new Set(plan.files);
   if (qmp !== undefined) {
-    const stopped =
-      closed && (await steps.try("stop the NBD server", () => stopServer(qmp, plan.run, plan.socketPath)));
+    const stopped = closed && (await steps.try("stop the NBD server", () => stopServer(qmp, plan)));
     await steps.try("end jobs", () => endJobs(qmp, plan.run));
     if (stopped) {
       await steps.try("delete nodes", async () => {
@@ -127,11 +128,21 @@ async function deleteNodes(qmp: QmpClient, run: string): Promise<readonly string
  * yet. Its main loop takes what happened on all sockets in one round, the monitor's included: after some
  * answers from the monitor it has.
  */
-async function stopServer(qmp: QmpClient, run: string, socketPath: string | null): Promise<void> {
-  if (socketPath === null || !(await isListening(socketPath))) return;
-  if (objectsOf(await takeInventory(qmp), run).nodes.length === 0) return;
+async function stopServer(
+  qmp: QmpClient,
+  { run, socketPath, stopAnyServer = false }: TeardownPlan,
+): Promise<void> {
+  if (!stopAnyServer) {
+    if (socketPath === null || !(await isListening(socketPath))) return;
+    if (objectsOf(await takeInventory(qmp), run).nodes.length === 0) return;
+  }
   for (let round = 0; round < 4; round += 1) await qmp.execute("query-version");
-  await qmp.execute("nbd-server-stop");
+  try {
+    await qmp.execute("nbd-server-stop");
+  } catch (error) {
+    // Whether there is one at all cannot be asked.
+    if (!(stopAnyServer && error instanceof QmpCommandError)) throw error;
+  }
 }
 
 /** Waits for all; what failed matters only when the state says that something is still there. */

@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
 import { isZero, type IoOptions } from "../bytes/index.js";
-import { UsageError } from "../errors/index.js";
+import { TidemarkError, UsageError } from "../errors/index.js";
 import type { Extent } from "../extent/index.js";
 import { RateLimit } from "../flow/index.js";
 import type { PointChain, Repository } from "../repository/index.js";
@@ -133,8 +133,18 @@ async function restoreDisk(job: Job, decoder: FrameDecoder, options: RestoreOpti
     }
     return { name, target: prepared.name, bytes: range.length, writtenBytes: target.written };
   } catch (error) {
-    throw await opened.explain(error);
+    throw await opened.explain(asTargetError(error, job));
   }
+}
+
+/** What the system says of a target, in our words. */
+function asTargetError(error: unknown, { name, target }: Job): unknown {
+  if (!(error instanceof Error) || error instanceof TidemarkError || !("syscall" in error)) return error;
+  const isFull = "code" in error && ["ENOSPC", "EDQUOT", "EFBIG"].includes(String(error.code));
+  return new TidemarkError("TM_TARGET", `Cannot restore disk "${name}" to ${target.name}: ${error.message}`, {
+    cause: error,
+    hint: isFull ? "Free space there, or choose another target" : undefined,
+  });
 }
 
 /** The bytes of the disk that go to the target. @throws {UsageError} when they are not there, or do not fit */

@@ -114,7 +114,7 @@ async function startDeaf(rig: Rig, closed: "stdout" | "stderr"): Promise<ChildPr
   const child = spawn(process.execPath, [MAIN, ...args], {
     stdio: ["ignore", "pipe", "pipe"],
     timeout: 60_000,
-    env: { ...process.env, XDG_RUNTIME_DIR: rig.directory.file("run") },
+    env: { ...process.env, TIDEMARK_RUNTIME_DIR: rig.directory.file("run") },
   });
   await once(child[closed], "data");
   child[closed].destroy();
@@ -177,7 +177,7 @@ describe("tidemark backup on a terminal", () => {
     const terminal = spawn("script", ["--quiet", "--command", command, "/dev/null"], {
       stdio: ["ignore", "pipe", "ignore"],
       timeout: 60_000,
-      env: { ...process.env, TERM: "xterm", XDG_RUNTIME_DIR: rig.directory.file("run") },
+      env: { ...process.env, TERM: "xterm", TIDEMARK_RUNTIME_DIR: rig.directory.file("run") },
     });
     const ended = once(terminal, "close");
     terminal.stdout.resume();

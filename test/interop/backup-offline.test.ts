@@ -139,7 +139,7 @@ describe("backup of a machine that is off", () => {
         "--bandwidth",
         "4MiB",
       ],
-      { env: { XDG_RUNTIME_DIR: rig.directory.file("run") } },
+      { env: { TIDEMARK_RUNTIME_DIR: rig.directory.file("run") } },
     );
     await agent.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
     agent.kill("SIGKILL");

@@ -334,7 +334,7 @@ describe("what another program does in QEMU", () => {
 describe("what another run of ours does", () => {
   it("the same machine, by its monitor or another one, or its points alone: exit 5, and that run goes on", async () => {
     await rig.machine.qemuIo("vda", "write -P 88 0 8M");
-    const env = { XDG_RUNTIME_DIR: rig.directory.file("run") };
+    const env = { TIDEMARK_RUNTIME_DIR: rig.directory.file("run") };
     await using first = startTidemark(rig.backupArguments(["--bandwidth", "1MiB/s"]), { env });
     await first.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
 
@@ -390,7 +390,7 @@ describe("a repository that cannot be written", () => {
     const flags = process.getuid?.() === 0 ? "-m" : "-rm";
     const words = [rig.repository, process.execPath, MAIN, ...args];
     return await run("unshare", [flags, "sh", "-eu", "-c", script, "sh", ...words], {
-      env: { XDG_RUNTIME_DIR: rig.directory.file("run") },
+      env: { TIDEMARK_RUNTIME_DIR: rig.directory.file("run") },
       codes: [0, 1, 2, 5, 6, 99],
     });
   }

@@ -40,7 +40,7 @@ beforeEach(async () => {
 
 /** Starts a backup that would take a quarter of a minute, and waits until it has copied something. */
 async function halfway(): Promise<RunningTidemark> {
-  const env = { XDG_RUNTIME_DIR: rig.directory.file("run") };
+  const env = { TIDEMARK_RUNTIME_DIR: rig.directory.file("run") };
   const running = startTidemark(rig.backupArguments(["--bandwidth", "1MiB/s"]), { env });
   await running.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
   return running;
@@ -116,7 +116,7 @@ describe("a backup that is interrupted", () => {
       reached.resolve(undefined);
       return undefined;
     });
-    const env = { XDG_RUNTIME_DIR: rig.directory.file("run") };
+    const env = { TIDEMARK_RUNTIME_DIR: rig.directory.file("run") };
     await using running = startTidemark(rig.backupArguments(), { env });
     await reached.promise;
     expect(await running.ended).toMatchObject({ code: 130 });
@@ -153,6 +153,19 @@ describe("a backup that is killed", () => {
     expect(await leftovers()).toEqual([]);
     expect((await cleanup()).removed).toEqual([]);
     await expectNextRight();
+  });
+
+  it("is cleaned up by one who knows nothing of it, if told to, its NBD server too", async () => {
+    const running = await halfway();
+    running.kill("SIGKILL");
+    await running.ended;
+    const env = { TIDEMARK_RUNTIME_DIR: rig.directory.file("elsewhere") };
+    const args = ["cleanup", "--qmp", rig.proxy.socket];
+    expect((await rig.run(args, { env })).code).toBe(5);
+    await rig.tidemark([...args, "--unknown-runs"], { env });
+    await expectNextRight();
+    await rig.backup();
+    expect(await leftovers()).toEqual([]);
   });
 
   it("is followed by a right increment without any cleanup, which takes its leftovers away", async () => {

@@ -1,5 +1,6 @@
 import { readFile, readdir, stat, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
+import { startTidemark } from "../support/cli.js";
 import { checkImage, CLEAN, compareImages, imageInfo } from "../support/image.js";
 import { Rig, type PointView } from "../support/rig.js";
 
@@ -103,6 +104,19 @@ describe("restore", () => {
       expect(result.stderr).toMatch(/^tidemark: /);
       expect({ code: result.code, stderr: result.stderr }).toMatchObject({ code });
     }
+    expect((await readdir(rig.directory.path)).filter((name) => name.includes("t.raw"))).toEqual([]);
+  });
+
+  it("is interrupted with exit 130 and no trace, and leaves no target", async () => {
+    await using rig = await Rig.create();
+    await twoPoints(rig);
+    const args = ["restore", "vm", "--repo", rig.repository, "--to", rig.directory.file("t.raw")];
+    await using agent = startTidemark([...args, "--bandwidth", "200KiB", "--json"]);
+    await agent.nextEvent(({ event }) => event === "progress");
+    agent.kill("SIGINT");
+    const { code, stdout, stderr } = await agent.ended;
+    expect(stdout + stderr).not.toContain("AbortError");
+    expect(code).toBe(130);
     expect((await readdir(rig.directory.path)).filter((name) => name.includes("t.raw"))).toEqual([]);
   });
 

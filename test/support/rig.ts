@@ -168,7 +168,7 @@ export class Rig implements AsyncDisposable {
   }
 
   #with(options: CliOptions): CliOptions {
-    const env = { XDG_RUNTIME_DIR: this.directory.file("run"), ...options.env };
+    const env = { TIDEMARK_RUNTIME_DIR: this.directory.file("run"), ...options.env };
     return { ...options, env };
   }
 }

@@ -1,12 +1,13 @@
+import { resolve } from "node:path";
 import { Option, type Command } from "commander";
 import { backup, type BackupObserver } from "../../backup/index.js";
 import { formatSize } from "../../bytes/index.js";
 import { UsageError } from "../../errors/index.js";
 import type { ImageChoice, MachineChoice } from "../../machine/index.js";
-import { parseQmpAddress } from "../../qmp/index.js";
 import type { PointManifest } from "../../repository/index.js";
 import { diskArgument, imageArgument, integerArgument, rateArgument, sizeArgument } from "../arguments.js";
 import { runDirectory, withRepository, type CliContext, type CommonOptions } from "../context.js";
+import { monitorAt } from "../monitor.js";
 import { withEvents, type EmitEvent } from "../render/output.js";
 import { pointView, storedBytes } from "../render/point.js";
 import { progressFor, type Progress } from "../render/progress.js";
@@ -97,9 +98,9 @@ async function run(
       level: options.level,
       workers: options.workers,
       bandwidth: options.bandwidth,
-      scratchDirectory: options.scratch,
+      scratchDirectory: absolute(options.scratch),
       scratchLimit: options.scratchLimit,
-      socketDirectory: options.socketDir,
+      socketDirectory: absolute(options.socketDir),
       tidemarkVersion: VERSION,
       signal: context.signal,
       observer: observerFor(options, context, emit, progress),
@@ -114,6 +115,11 @@ async function run(
   }
 }
 
+/** QEMU has a working directory of its own. */
+function absolute(path: string | undefined): string | undefined {
+  return path === undefined ? undefined : resolve(path);
+}
+
 /** The machine to back up: behind a monitor, or as images. @throws {UsageError} when neither is named */
 function sourceOf(options: BackupCommandOptions, context: CliContext): MachineChoice {
   const { qmp, image, disk: select, allowUnguarded } = options;
@@ -126,7 +132,7 @@ function sourceOf(options: BackupCommandOptions, context: CliContext): MachineCh
       hint: "Give --qmp SOCKET for a machine that runs, or --image FILE for each disk of one that is off",
     });
   }
-  const address = parseQmpAddress(qmp);
+  const address = monitorAt(qmp);
   return { kind: "live", address, runDirectory: runDirectory(context), select, allowUnguarded };
 }
 

@@ -2,7 +2,6 @@ import type { Command } from "commander";
 import { leftoverLines } from "../../inspect/index.js";
 import { openLiveMachine, recover } from "../../machine/index.js";
 import { repositoryTag } from "../../point/index.js";
-import { parseQmpAddress } from "../../qmp/index.js";
 import {
   requireMachineForRepository,
   runDirectory,
@@ -10,6 +9,7 @@ import {
   type CliContext,
   type CommonOptions,
 } from "../context.js";
+import { monitorAt } from "../monitor.js";
 import { report } from "../render/output.js";
 import { repositoryAt } from "../repository.js";
 
@@ -42,7 +42,7 @@ EXAMPLES
 async function cleanUp(options: CleanupOptions, context: CliContext): Promise<void> {
   const { machine: name, dryRun = false } = options;
   const { signal } = context;
-  const address = parseQmpAddress(options.qmp);
+  const address = monitorAt(options.qmp);
   const isNamed = options.repo !== undefined || context.environment["TIDEMARK_REPO"] !== undefined;
   requireMachineForRepository(options);
   const repository = name !== undefined && isNamed ? await repositoryAt(options, context) : undefined;

@@ -50,6 +50,7 @@ function renderPoints(lines: readonly PointLine[]): string {
   const rows = lines.map(({ point, current, depth }) => [
     `${"  ".repeat(depth)}${current ? "*" : " "} ${point.id}`,
     kindOf(point),
+    String(point.disks.length),
     formatSize(storedBytes(point)),
     formatTime(point.created),
     point.name ?? "",
@@ -58,6 +59,7 @@ function renderPoints(lines: readonly PointLine[]): string {
     [
       { title: "  POINT" },
       { title: "KIND" },
+      { title: "DISKS", align: "right" },
       { title: "STORED", align: "right" },
       { title: "CREATED (UTC)" },
       { title: "NAME" },

@@ -26,7 +26,7 @@ interface RestoreCommandOptions extends CommonOptions {
   readonly disk?: string;
   readonly to?: string;
   readonly toDir?: string;
-  readonly format: TargetFormat;
+  readonly format?: TargetFormat;
   readonly range?: Extent;
   readonly force?: boolean;
   readonly onlyChanged?: boolean;
@@ -38,11 +38,18 @@ export function declare(command: Command, context: CliContext): void {
   withRepository(command.argument("<machine[@point]>", "an id, a prefix of one, a name, latest, latest~N"))
     .option("--at <time>", "the newest point at or before this time", timeArgument)
     .option("--disk <name>", "the disk to restore (not needed if there is only one)")
-    .option("--to <target>", "a file, a block device, an nbd:// URI, or - for standard output (raw)")
+    .option(
+      "--to <target>",
+      "a file, a block device, an nbd:// or nbd+unix:// URI, or - for standard output (raw)",
+    )
     .addOption(
       new Option("--to-dir <dir>", "all disks, as <dir>/<disk>.<format>").conflicts(["disk", "to", "range"]),
     )
-    .addOption(new Option("--format <format>", "of the target").choices(TARGET_FORMATS).default("raw"))
+    .addOption(
+      new Option("--format <format>", "of the target (default: qcow2 for *.qcow2, else raw)").choices(
+        TARGET_FORMATS,
+      ),
+    )
     .option("--range <offset:length>", "only these bytes of the disk", rangeArgument)
     .option("--force", "replace, or write over, a target that exists")
     .option("--only-changed", "write in place, and only what differs from what the target holds")
@@ -87,7 +94,7 @@ async function run(
       machine: point.machine.name,
       point: point.id,
       disks,
-      format: options.format,
+      format: formatFor(options),
       range: options.range,
       force: options.force,
       onlyChanged: options.onlyChanged,
@@ -122,7 +129,8 @@ async function chooseTargets(
   options: RestoreCommandOptions,
   context: CliContext,
 ): Promise<RestoreDisk[]> {
-  const { toDir, to, format } = options;
+  const { toDir, to } = options;
+  const format = formatFor(options);
   if (toDir !== undefined) {
     await makeDirectory(toDir);
     return point.disks.map(({ name }) => ({ name, to: { path: join(toDir, `${name}.${format}`) } }));
@@ -139,6 +147,10 @@ async function chooseTargets(
     throw new UsageError("The point has more than one disk", { hint: `Name one with --disk: ${names}` });
   }
   return [{ name, to: placeOf(to, context) }];
+}
+
+function formatFor({ format, to }: RestoreCommandOptions): TargetFormat {
+  return format ?? (to?.endsWith(".qcow2") === true ? "qcow2" : "raw");
 }
 
 function placeOf(to: string, context: CliContext): TargetPlace {

@@ -1,7 +1,6 @@
 import type { Command } from "commander";
 import { formatSize } from "../../bytes/index.js";
 import { inspectMachine, type MachineStatus } from "../../inspect/index.js";
-import { parseQmpAddress } from "../../qmp/index.js";
 import {
   requireMachineForRepository,
   runDirectory,
@@ -9,6 +8,7 @@ import {
   type CliContext,
   type CommonOptions,
 } from "../context.js";
+import { monitorAt } from "../monitor.js";
 import { report } from "../render/output.js";
 import { renderTable } from "../render/table.js";
 import { repositoryAt } from "../repository.js";
@@ -31,7 +31,7 @@ EXAMPLES
   tidemark status --qmp /run/vm/web.qmp --machine web --repo /backup`,
     )
     .action(async (options: StatusOptions) => {
-      const address = parseQmpAddress(options.qmp);
+      const address = monitorAt(options.qmp);
       const { machine } = options;
       requireMachineForRepository(options);
       const repository = machine === undefined ? undefined : await repositoryAt(options, context);

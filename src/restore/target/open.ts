@@ -3,7 +3,7 @@ import { lstat } from "node:fs/promises";
 import type { Writable } from "node:stream";
 import type { IoOptions } from "../../bytes/index.js";
 import { BusyError, UsageError } from "../../errors/index.js";
-import { ImageExport } from "../../machine/index.js";
+import { formatOf, ImageExport } from "../../machine/index.js";
 import type { NbdUri } from "../../nbd/index.js";
 import type { DiskAccess } from "./disk-access.js";
 import { openBlockDevice, openRawFile } from "./file-disk.js";
@@ -65,7 +65,7 @@ async function lookAt(path: string): Promise<Stats | undefined> {
 
 function prepareStream(stream: Writable, { format, onlyChanged }: TargetOptions): PreparedTarget {
   if (format !== "raw" || onlyChanged) {
-    throw new UsageError("Standard output takes a whole raw disk only", {
+    throw new UsageError("Standard output takes raw bytes only", {
       hint: "Leave out --format and --only-changed, or restore to a file",
     });
   }
@@ -97,6 +97,11 @@ async function prepareExisting(path: string, options: TargetOptions): Promise<Pr
     });
   }
   if (options.format === "raw") {
+    if ((await formatOf(path)) === "qcow2") {
+      throw new UsageError(`Cannot restore raw bytes into ${path}: it is a qcow2 image`, {
+        hint: "Give --format qcow2",
+      });
+    }
     return {
       name: path,
       isInPlace: true,
@@ -127,7 +132,7 @@ async function prepareExport(uri: NbdUri, text: string, options: TargetOptions):
   requireRaw(text, options);
   const { signal, force } = options;
   if (!force && !(await isEmptyExport({ target: uri }, { signal }))) {
-    requireForce(text, "it holds data, or cannot tell", options);
+    requireForce(text, "the export holds data, or its server cannot tell", options);
   }
   return inPlace(text, await openNbdDisk({ target: uri }, { signal }), options);
 }
