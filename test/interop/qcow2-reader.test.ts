@@ -223,11 +223,12 @@ describe("ImageReader.open()", () => {
     (settings: Readonly<Record<string, string>>) =>
     (directory: TemporaryDirectory): Promise<string> =>
       createImage(directory.file("disk.qcow2"), "qcow2", 1 * MiB, { create: settings });
+  // Not LUKS: its key derivation measures the processor, and gives up on a busy one.
   const encrypted = async (directory: TemporaryDirectory): Promise<string> => {
     const path = directory.file("disk.qcow2");
     await run("qemu-img", [
       ...["create", "-q", "--object", "secret,id=key,data=secret", "-f", "qcow2"],
-      ...["-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=100", path, "1M"],
+      ...["-o", "encrypt.format=aes,encrypt.key-secret=key", path, "1M"],
     ]);
     return path;
   };
