@@ -2,7 +2,6 @@ import { readdir } from "node:fs/promises";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { deferred } from "../../src/flow/index.js";
 import { startTidemark, type RunningTidemark } from "../support/cli.js";
-import { guardsOf, waitForGuards } from "../support/guards.js";
 import { Rig } from "../support/rig.js";
 import { treeOf, worldOf } from "./world.js";
 import { writeNoise } from "../support/image.js";
@@ -45,14 +44,6 @@ async function halfway(): Promise<RunningTidemark> {
   const running = startTidemark(rig.backupArguments(["--bandwidth", "1MiB/s"]), { env });
   await running.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
   return running;
-}
-
-/** As the end of a whole service, or of the host's memory, does. The guard first: it would be quicker than a test. */
-async function killBoth(running: RunningTidemark): Promise<void> {
-  running.kill("SIGSTOP");
-  for (const pid of await guardsOf(rig)) process.kill(pid, "SIGKILL");
-  running.kill("SIGKILL");
-  await waitForGuards(rig, 0);
 }
 
 const OURS = /^(node|job|export|bitmap) tm-|^job|^export/;
@@ -136,10 +127,10 @@ describe("a backup that is interrupted", () => {
   });
 });
 
-describe("a backup that is killed together with its guard", () => {
+describe("a backup that is killed", () => {
   it("cleanup lists what it left, removes it when told to, and status knows", async () => {
     const running = await halfway();
-    await killBoth(running);
+    running.kill("SIGKILL");
     expect(await running.ended).toMatchObject({ signal: "SIGKILL" });
 
     const left = await leftovers();
@@ -166,7 +157,7 @@ describe("a backup that is killed together with its guard", () => {
 
   it("is cleaned up by one who knows nothing of it, if told to, its NBD server too", async () => {
     const running = await halfway();
-    await killBoth(running);
+    running.kill("SIGKILL");
     await running.ended;
     const env = { TIDEMARK_RUNTIME_DIR: rig.directory.file("elsewhere") };
     const args = ["cleanup", "--qmp", rig.proxy.socket];
@@ -179,7 +170,7 @@ describe("a backup that is killed together with its guard", () => {
 
   it("is followed by a right increment without any cleanup, which takes its leftovers away", async () => {
     const running = await halfway();
-    await killBoth(running);
+    running.kill("SIGKILL");
     await running.ended;
     expect((await leftovers()).length).toBeGreaterThan(0);
     await expectNextRight();

@@ -59,10 +59,7 @@ export function declare(command: Command, context: CliContext): void {
       sizeArgument,
     )
     .option("--socket-dir <dir>", "where the directory of the NBD socket is made")
-    .option(
-      "--allow-unguarded",
-      "go on where no guard can be started, which protects the machine from a killed backup",
-    )
+    .option("--allow-unguarded", "accept disks in iothreads, which a killed backup would take down")
     .addHelpText(
       "after",
       `
