@@ -44,6 +44,7 @@ export async function copyFrozen(
   let outcome: { readonly copied: CopiedDisk[] } | { readonly error: unknown };
   try {
     connections = await Connections.open(frozen, plans, options.workers, signal);
+    await frozen.protect(connections.fileDescriptors);
     await connections.greet(options.level);
     copying = copyAll(frozen, plans, images, connections, { ...options, signal });
     const copied = await unlessAborted(copying, signal);

@@ -112,6 +112,7 @@ async function backupDisks(
       scratchLimit: options.scratchLimit,
       socketDirectory: options.socketDirectory,
       maxConnections: connectionCount(plans, workers),
+      warn: (message) => observer.warning?.(message),
     },
     { signal },
   );

@@ -49,6 +49,16 @@ export class ScratchFullError extends TidemarkError {
   }
 }
 
+/** Nothing protects the machine from this process's death. */
+export class GuardError extends TidemarkError {
+  constructor(why: string, details?: ErrorDetails) {
+    super("TM_GUARD", `Cannot guard the machine against the death of this backup: ${why}`, {
+      hint: "Use --allow-unguarded to go on without a guard",
+      ...details,
+    });
+  }
+}
+
 /** Something of ours is left in QEMU or on disk; the rest of the teardown was done. */
 export class TeardownError extends TidemarkError {
   readonly problems: readonly string[];

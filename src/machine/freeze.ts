@@ -5,6 +5,7 @@ import { TeardownError } from "./errors.js";
 import { exportDisk, prepareSocketPath, startServer } from "./export.js";
 import type { DiskNode } from "./discover.js";
 import { QemuFrozenPoint } from "./frozen-point.js";
+import type { Protection } from "./guard/protection.js";
 import { reach } from "./reach.js";
 import { assertDisksUnchanged } from "./readiness.js";
 import type { Run } from "./run.js";
@@ -23,6 +24,8 @@ export interface Freeze {
   readonly qmp: QmpClient;
   readonly address: QmpAddress;
   readonly run: Run;
+  /** What ends the run if this process dies; undefined for one whose machine dies with it. */
+  readonly guard?: Protection | undefined;
   readonly request: FreezeRequest;
   /** The disks that can be frozen, and the machine's state, asked anew. */
   readonly look: (options: IoOptions) => Promise<{
@@ -51,6 +54,7 @@ export async function freezeDisks(freeze: Freeze): Promise<FrozenPoint> {
   try {
     const scratch = await prepare(freeze, progress);
     const limit = await armLimit(freeze, scratch);
+    freeze.guard?.watch(limit.bounds);
     // A scratch node keeps its disk's node from being resized, and from getting a snapshot on top: now it stays.
     const { disks: now, state } = await freeze.look({ signal: freeze.signal });
     assertDisksUnchanged(freeze.request.disks, now);
@@ -120,7 +124,8 @@ async function serve({ qmp, run, request, signal }: Freeze, progress: Progress):
 
 /** Undoes a freeze that failed, new bitmaps included: nothing was read from it. @returns what to throw */
 async function undo(freeze: Freeze, progress: Progress, error: unknown): Promise<unknown> {
-  const { qmp, address, run, request, onEnd } = freeze;
+  const { qmp, address, run, guard, request, onEnd } = freeze;
+  guard?.ending();
   try {
     await using reached = await reach(qmp, address);
     const { socketPath, files } = progress;

@@ -1,6 +1,8 @@
 import type { IoOptions } from "../bytes/index.js";
+import { anySignal } from "../flow/index.js";
 import { formatRunObject } from "../point/index.js";
 import type { QmpAddress, QmpClient } from "../qmp/index.js";
+import type { Protection } from "./guard/protection.js";
 import { reach } from "./reach.js";
 import type { Run } from "./run.js";
 import type {
@@ -19,6 +21,7 @@ export interface FrozenParts {
   readonly qmp: QmpClient;
   readonly address: QmpAddress;
   readonly run: Run;
+  readonly guard?: Protection | undefined;
   readonly request: FreezeRequest;
   /** Called when nothing is frozen any more. @param isClean nothing of the run is left */
   readonly onEnd: (isClean: boolean) => void;
@@ -34,6 +37,7 @@ export class QemuFrozenPoint implements FrozenPoint {
   readonly disks: readonly FrozenDisk[];
   readonly frozenAt: Date;
   readonly state: MachineState;
+  readonly failed: AbortSignal;
   readonly #parts: FrozenParts;
   #released: Promise<void> | undefined;
 
@@ -41,11 +45,12 @@ export class QemuFrozenPoint implements FrozenPoint {
     this.disks = parts.disks;
     this.frozenAt = parts.frozenAt;
     this.state = parts.state;
+    this.failed = anySignal(parts.watchdog.failed, parts.guard?.failed);
     this.#parts = parts;
   }
 
-  get failed(): AbortSignal {
-    return this.#parts.watchdog.failed;
+  async protect(descriptors: readonly number[]): Promise<void> {
+    await this.#parts.guard?.hold(descriptors);
   }
 
   async assertIntact(options: IoOptions = {}): Promise<void> {
@@ -75,16 +80,22 @@ export class QemuFrozenPoint implements FrozenPoint {
   }
 
   async #release(closeConnections: () => Promise<void>): Promise<void> {
-    const { qmp, address, run, watchdog, plan, onEnd } = this.#parts;
+    const { qmp, address, run, guard, watchdog, plan, onEnd } = this.#parts;
     watchdog.stop();
+    guard?.ending();
+    // A connection is closed when the last duplicate is, and the server is stopped only after that.
+    const closeAll = async (): Promise<void> => {
+      await closeConnections();
+      await guard?.letGo();
+    };
     let isClean = false;
     try {
       await using reached = await reach(qmp, address).catch(async (error: unknown) => {
         // Nothing can be taken down now: at least this process lets go.
-        await closeConnections();
+        await closeAll();
         throw error;
       });
-      await tearDown(reached.qmp, { ...plan, run: run.id, closeConnections });
+      await tearDown(reached.qmp, { ...plan, run: run.id, closeConnections: closeAll });
       isClean = true;
     } finally {
       onEnd(isClean);

@@ -8,6 +8,7 @@
  * - frozen point: the disks' content at the freeze, readable over NBD until it is released.
  * - base: the bitmap that an increment takes its changes from.
  * - scratch: the local file that gets the old data of what the guest overwrites meanwhile.
+ * - guard: a second process that ends the run if the first one dies.
  * - run: one invocation that works on a machine and has it locked; a dead one is cleaned up after.
  * - catalogue: how the repository answers for its points; it decides which bitmaps may go.
  */
@@ -24,6 +25,7 @@ export {
 export type { LiveDisk, RefusedDisk } from "./discover.js";
 export {
   ForeignServerError,
+  GuardError,
   MachineBusyError,
   RunBusyError,
   ScratchFullError,

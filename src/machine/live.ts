@@ -4,6 +4,7 @@ import { QmpClient, type QmpAddress } from "../qmp/index.js";
 import { discover, type LiveDisk, type RefusedDisk } from "./discover.js";
 import { ForeignServerError, RunBusyError } from "./errors.js";
 import { freezeDisks } from "./freeze.js";
+import { Protection } from "./guard/protection.js";
 import { identify, stateOf } from "./identity.js";
 import { takeInventory } from "./leftovers.js";
 import {
@@ -29,7 +30,12 @@ export interface LiveMachineOptions {
    * Only look: takes no lock and changes nothing. Works beside a run when the machine has a second monitor.
    */
   readonly lookOnly?: boolean | undefined;
-  /** Accepts disks in iothreads although nothing protects the machine from this process's death. */
+  /**
+   * A second process, the guard, takes the frozen point down if this one dies. Default true. Without it, the death of
+   * this process leaves a job whose scratch grows until the guest's writes fail.
+   */
+  readonly guard?: boolean | undefined;
+  /** Goes on where no guard can be had; without that, disks in iothreads are not frozen unguarded. */
   readonly allowUnguarded?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -64,6 +70,7 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
   readonly #run: Run | undefined;
   readonly #options: LiveMachineOptions;
   #snapshot: Snapshot;
+  #guard: Protection | undefined;
   #isFrozen = false;
   #leaveRecord = false;
 
@@ -129,7 +136,8 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
   }
 
   async assertReady(options: IoOptions = {}): Promise<void> {
-    assertDisksSupported(this.disks, this.refused, this.#options.allowUnguarded ?? false);
+    const { guard = true, allowUnguarded = false } = this.#options;
+    assertDisksSupported(this.disks, this.refused, guard || allowUnguarded);
     assertNoForeignJobs(this.disks);
     await this.assertHere(options);
     const inventory = await takeInventory(this.qmp, options);
@@ -157,10 +165,12 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
     this.#isFrozen = true;
     try {
       await this.assertReady(options);
+      await this.#protect(request);
       return await freezeDisks({
         qmp: this.qmp,
         address: this.address,
         run: this.assertWorking(),
+        guard: this.#guard,
         request,
         look: async (io) => {
           const [{ disks }, status] = await Promise.all([
@@ -188,12 +198,24 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
   }
 
   async close(): Promise<void> {
+    await this.#guard?.settle();
     await this.qmp.close();
     await this.#run?.release({ leaveRecord: this.#leaveRecord || this.#isFrozen });
+    // Last: until then the guard would end what is left of the run.
+    await this.#guard?.end();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  /** Before anything is made. @throws {GuardError} when no guard can be started, unless that is allowed */
+  async #protect({ warn = () => undefined }: FreezeRequest): Promise<void> {
+    const { guard = true, allowUnguarded = false } = this.#options;
+    if (!guard) return;
+    await this.#guard?.end();
+    const { qmp, address } = this;
+    this.#guard = await Protection.start({ run: this.assertWorking(), qmp, address, allowUnguarded, warn });
   }
 }
 

@@ -13,10 +13,10 @@ export interface Reached extends AsyncDisposable {
  *
  * @throws {BusyError} when another client has taken the monitor
  */
-export async function reach(qmp: QmpClient, address: QmpAddress): Promise<Reached> {
+export async function reach(qmp: QmpClient | undefined, address: QmpAddress): Promise<Reached> {
   try {
-    await qmp.execute("query-version");
-    return { qmp, [Symbol.asyncDispose]: () => Promise.resolve() };
+    await qmp?.execute("query-version");
+    if (qmp !== undefined) return { qmp, [Symbol.asyncDispose]: () => Promise.resolve() };
   } catch (error) {
     if (!(error instanceof ConnectionError)) throw error;
   }

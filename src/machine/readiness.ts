@@ -67,12 +67,13 @@ export async function assertNotMigrating(qmp: QmpClient, options: IoOptions = {}
 
 /**
  * @param refused those of the selection
+ * @param allowThreaded whether disks in iothreads are accepted: there is a guard, or none is wanted
  * @throws {UnsupportedMachineError} when a disk cannot be backed up
  */
 export function assertDisksSupported(
   disks: readonly LiveDisk[],
   refused: readonly RefusedDisk[],
-  allowUnguarded: boolean,
+  allowThreaded: boolean,
 ): void {
   const [first] = refused;
   if (first !== undefined) {
@@ -86,7 +87,7 @@ export function assertDisksSupported(
     });
   }
   const threaded = disks.find(({ iothread }) => iothread !== null);
-  if (threaded === undefined || allowUnguarded) return;
+  if (threaded === undefined || allowThreaded) return;
   throw new UnsupportedMachineError(
     `Cannot back up disk ${describeNames(threaded)}: it is served by an iothread (${threaded.iothread ?? ""}), and on some builds of QEMU the death of the backup would then abort the machine`,
     { hint: "Use --allow-unguarded to take that risk" },

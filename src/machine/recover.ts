@@ -1,12 +1,11 @@
-import { rm } from "node:fs/promises";
 import type { IoOptions } from "../bytes/index.js";
 import { bitmapsToRemove, type Catalogue, type RemovableBitmap } from "./checkpoints.js";
 import { ForeignServerError, RunBusyError } from "./errors.js";
-import { isSocketPath } from "./export.js";
+import { endRun } from "./end-run.js";
 import { objectsOf, takeInventory, type QemuInventory, type RunObjects } from "./leftovers.js";
 import type { QmpSource } from "./source.js";
-import { readRecords, removeRecord, type FoundRun } from "./run-record.js";
-import { removeBitmaps, tearDown } from "./teardown.js";
+import { readRecords, type FoundRun } from "./run-record.js";
+import { removeBitmaps } from "./teardown.js";
 
 /** How to clean up after dead runs. */
 export interface RecoverOptions extends IoOptions {
@@ -114,22 +113,18 @@ async function findDead(
       objects: objectsOf(inventory, run),
       found: records.find(({ record }) => record.run === run),
     }))
-    .filter(({ found }) => found?.liveness !== "alive");
+    .filter(({ found }) => found === undefined || found.liveness === "dead");
 }
 
 async function clean(machine: QmpSource, { objects, found }: DeadRun): Promise<void> {
-  const { run } = objects;
-  const server = found?.record.server ?? null;
-  await tearDown(machine.qmp, {
-    run,
-    files: found?.record.files ?? [],
-    socketPath: server !== null && isSocketPath(server, run) ? server : null,
+  await endRun(machine.qmp, {
+    run: objects.run,
+    directory: machine.runDirectory,
+    record: found?.record,
+    bitmaps: objects.bitmaps,
     // Nothing says where its server listens. But QEMU has one at most, and another program's export would have ended this.
     stopAnyServer: found === undefined && objects.exports.length + objects.nodes.length > 0,
   });
-  await removeBitmaps(machine.qmp, objects.bitmaps);
-  await removeRecord(machine.runDirectory, run);
-  await rm(`${machine.runDirectory}/${run}.json.new`, { force: true });
 }
 
 async function judgeBitmaps(

@@ -12,6 +12,8 @@ export interface RunRecord {
   readonly version: 1;
   readonly run: string;
   readonly holder: ProcessIdentity;
+  /** The process that ends the run if its holder dies, once there is one. */
+  readonly guard?: ProcessIdentity | undefined;
   readonly machine: MachinePlace;
   /** Path of the NBD socket, once it may have been made. */
   readonly server: string | null;
@@ -30,7 +32,8 @@ export interface MachinePlace {
 /** A record that was found. */
 export interface FoundRun {
   readonly record: RunRecord;
-  readonly liveness: "alive" | "dead";
+  /** "ending": its holder is dead, and its guard takes down what it left. */
+  readonly liveness: "alive" | "ending" | "dead";
 }
 
 /** A run refreshes its record this often, in milliseconds … */
@@ -69,6 +72,11 @@ export function pathOf(directory: string, run: string): string {
   return join(directory, `${run}.json`);
 }
 
+/** One run's record; undefined when it has none (any more). @throws as `readRecords` */
+export async function findRecord(directory: string, run: string): Promise<FoundRun | undefined> {
+  return await readRecord(pathOf(directory, run));
+}
+
 async function namesIn(directory: string): Promise<string[]> {
   try {
     return await readdir(directory);
@@ -89,8 +97,13 @@ async function readRecord(path: string): Promise<FoundRun | undefined> {
     throw error;
   }
   const record = parseRecord(path, text);
-  const liveness = await judgeOnThisHost(record.holder, await thisProcess());
-  if (liveness !== "unknown") return { record, liveness: liveness === "gone" ? "dead" : "alive" };
+  const here = await thisProcess();
+  const holder = await judgeOnThisHost(record.holder, here);
+  if (holder === "alive") return { record, liveness: "alive" };
+  if (holder === "gone") {
+    const guard = record.guard === undefined ? "gone" : await judgeOnThisHost(record.guard, here);
+    return { record, liveness: guard === "gone" ? "dead" : "ending" };
+  }
   return { record, liveness: Date.now() - heartbeat > SILENCE ? "dead" : "alive" };
 }
 
@@ -118,20 +131,24 @@ function isScratchFile(file: string, run: string): boolean {
 
 function isRecord(value: unknown): value is RunRecord {
   const record = value as Partial<RunRecord> | null;
-  const { holder, machine, server, files } = record ?? {};
+  const { holder, guard, machine, server, files } = record ?? {};
   return (
     record?.version === 1 &&
     typeof record.run === "string" &&
-    typeof holder?.pid === "number" &&
-    [holder.startTime, holder.bootId, holder.pidNamespace].every(
-      (field) => field === null || typeof field === "string",
-    ) &&
+    isProcess(holder) &&
+    (guard === undefined || isProcess(guard)) &&
     typeof machine?.address === "string" &&
     (machine.key === null || typeof machine.key === "string") &&
     (server === null || typeof server === "string") &&
     Array.isArray(files) &&
     files.every((file) => typeof file === "string")
   );
+}
+
+function isProcess(value: ProcessIdentity | undefined): boolean {
+  if (typeof value?.pid !== "number") return false;
+  const { startTime, bootId, pidNamespace } = value;
+  return [startTime, bootId, pidNamespace].every((field) => field === null || typeof field === "string");
 }
 
 function unreadable(path: string, why: string, cause?: unknown): TidemarkError {

@@ -60,6 +60,32 @@ describe("Run.acquire()", () => {
     await run.release();
   });
 
+  it("waits for the guard of a dead run, and then has the machine", async () => {
+    await Run.acquire(directory, MONITOR).then((run) => run.release());
+    await plant({ startTime: "1" }, { guard: await thisProcess() });
+    expect((await readRecords(directory)).map(({ liveness }) => liveness)).toEqual(["ending"]);
+    let isOver = false;
+    const acquired = Run.acquire(directory, MONITOR).then((run) => {
+      expect(isOver).toBe(true);
+      return run;
+    });
+    // The guard's last act. By then the new run has looked at least once: it writes its own record first.
+    while ((await readdir(directory)).filter((name) => name.endsWith(".json")).length < 2) {
+      await new Promise(setImmediate);
+    }
+    isOver = true;
+    await rm(join(directory, "01234567.json"));
+    await (await acquired).release();
+  });
+
+  it("counts a run as dead when its guard is dead as well", async () => {
+    await Run.acquire(directory, MONITOR).then((run) => run.release());
+    await plant({ startTime: "1" }, { guard: { ...(await thisProcess()), startTime: "1" } });
+    const run = await Run.acquire(directory, MONITOR);
+    expect((await readRecords(directory)).map(({ liveness }) => liveness).sort()).toEqual(["alive", "dead"]);
+    await run.release();
+  });
+
   it("takes a run of another pid namespace for alive until it has been silent for long", async () => {
     await Run.acquire(directory, MONITOR).then((run) => run.release());
     await plant({ pidNamespace: "pid:[1]" });

@@ -20,6 +20,8 @@ import {
 
 /** Tries of two runs that met, before both give way. */
 const TRIES = 4;
+/** How long a new run waits for the guard of a dead one to end its work, in milliseconds. */
+const GUARD_PATIENCE = 10_000;
 
 /**
  * One invocation that works on a machine, and the host's lock on that machine.
@@ -57,7 +59,8 @@ export class Run {
    */
   static async acquire(runDirectory: string, place: MachinePlace, options: IoOptions = {}): Promise<Run> {
     await prepareDirectory(runDirectory);
-    for (let attempt = 1; ; attempt += 1) {
+    const started = performance.now();
+    for (let attempt = 1; ;) {
       options.signal?.throwIfAborted();
       const record: RunRecord = {
         version: 1,
@@ -71,7 +74,9 @@ export class Run {
       const rival = await findRival(runDirectory, record);
       if (rival === undefined) return new Run(runDirectory, record);
       await removeRecord(runDirectory, record.run);
-      if (attempt === TRIES) throw busy(rival);
+      const isSoonOver = rival.liveness === "ending" && performance.now() < started + GUARD_PATIENCE;
+      if (!isSoonOver && attempt === TRIES) throw busy(rival);
+      if (!isSoonOver) attempt += 1;
       // Two that met both gave way: the next time they come apart.
       await sleep(randomInt(10, 100));
     }
@@ -82,7 +87,7 @@ export class Run {
   }
 
   /** Writes down what is about to be made. Resolves when it is in the state file. */
-  async plan(made: Partial<Pick<RunRecord, "server" | "files">>): Promise<void> {
+  async plan(made: Partial<Pick<RunRecord, "guard" | "server" | "files">>): Promise<void> {
     this.#record = { ...this.#record, ...made };
     const record = this.#record;
     this.#writing = this.#writing.then(() => writeRecord(this.directory, record));
@@ -131,7 +136,7 @@ async function findRival(directory: string, own: RunRecord): Promise<FoundRun | 
   if (key === null) return undefined;
   const others = await readRecords(directory);
   return others.find(
-    ({ record, liveness }) => record.run !== own.run && liveness === "alive" && record.machine.key === key,
+    ({ record, liveness }) => record.run !== own.run && liveness !== "dead" && record.machine.key === key,
   );
 }
 
@@ -148,9 +153,13 @@ async function prepareDirectory(path: string): Promise<void> {
   );
 }
 
-function busy({ record }: FoundRun): RunBusyError {
-  return new RunBusyError(
-    `Cannot back up the machine at ${record.machine.address}: run ${record.run} of process ${record.holder.pid} works on it`,
-    { hint: "Wait until it has ended" },
-  );
+function busy({ record, liveness }: FoundRun): RunBusyError {
+  const { run, holder, guard, machine } = record;
+  const who =
+    liveness === "ending" && guard !== undefined
+      ? `the guard of run ${run}, process ${guard.pid}, takes down what it left`
+      : `run ${run} of process ${holder.pid} works on it`;
+  return new RunBusyError(`Cannot back up the machine at ${machine.address}: ${who}`, {
+    hint: "Wait until it has ended",
+  });
 }

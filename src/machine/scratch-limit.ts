@@ -4,6 +4,7 @@ import { MiB, roundDown } from "../bytes/index.js";
 import { formatRunObject } from "../point/index.js";
 import type { QmpClient } from "../qmp/index.js";
 import { ScratchFullError } from "./errors.js";
+import type { ScratchBound } from "./guard/orders.js";
 import { freeSpace, type Scratch } from "./scratch.js";
 
 /** Scratch files that share a limit. */
@@ -11,6 +12,11 @@ interface Group {
   readonly limit: number;
   readonly members: readonly Scratch[];
 }
+
+/** What stays free on the file system of a scratch file: this share of what was free when the backup began … */
+const RESERVE_SHARE = 1 / 8;
+/** … but no more than this. */
+const MOST_RESERVE = 64 * MiB;
 
 /** Below this much room a group counts as full: rearming for less would only delay the end. */
 const LEAST_ROOM = MiB;
@@ -23,8 +29,16 @@ export class ScratchLimit {
   readonly #qmp: QmpClient;
   readonly #run: string;
   readonly #groups: readonly Group[];
+  /** The same for whoever can only look at the files. */
+  readonly bounds: readonly ScratchBound[];
 
-  private constructor(qmp: QmpClient, run: string, groups: readonly Group[]) {
+  private constructor(
+    qmp: QmpClient,
+    run: string,
+    groups: readonly Group[],
+    bounds: readonly ScratchBound[],
+  ) {
+    this.bounds = bounds;
     this.#qmp = qmp;
     this.#run = run;
     this.#groups = groups;
@@ -45,7 +59,7 @@ export class ScratchLimit {
   ): Promise<ScratchLimit> {
     const groups =
       limit !== undefined ? [{ limit, members: scratch }] : await Promise.all(groupByFileSystem(scratch));
-    const armed = new ScratchLimit(qmp, run, groups);
+    const armed = new ScratchLimit(qmp, run, groups, await Promise.all(groups.map(boundOf)));
     for (const group of groups) {
       if (await armed.#share(group, options)) continue;
       throw new ScratchFullError(
@@ -98,6 +112,13 @@ export class ScratchLimit {
   #nodeOf({ number }: Scratch): string {
     return formatRunObject({ run: this.#run, disk: number, kind: "file" });
   }
+}
+
+async function boundOf({ limit, members }: Group): Promise<ScratchBound> {
+  const files = members.map(({ file }) => file);
+  const free = await Promise.all(files.map((file) => freeSpace(dirname(file))));
+  const reserve = Math.min(MOST_RESERVE, Math.floor(Math.min(...free) * RESERVE_SHARE));
+  return { limit, reserve, files };
 }
 
 function groupByFileSystem(scratch: readonly Scratch[]): Promise<Group>[] {

@@ -94,6 +94,8 @@ export interface FreezeRequest {
   readonly socketDirectory?: string | undefined;
   /** NBD connections in all. */
   readonly maxConnections: number;
+  /** Takes warnings for the user. */
+  readonly warn?: ((message: string) => void) | undefined;
   /** Called just before the transaction; when it fails nothing is frozen and nothing is left. */
   readonly beforeFreeze?: (() => Promise<void>) | undefined;
   /** Called as soon as the point is frozen, before anything else is done: the guest may go on. */
@@ -122,9 +124,19 @@ export interface FrozenPoint {
   readonly state: MachineState;
   /**
    * Fires when what is read may no longer be the frozen content: a scratch file reached its limit, a job
-   * ended, QEMU went away. Its reason is the error that the backup ends with.
+   * ended, QEMU went away; and when nothing protects the machine any more. Its reason is the error that the backup ends with.
    */
   readonly failed: AbortSignal;
+
+  /**
+   * Has NBD connections to the point protected against this process's death: another process gets duplicates, since
+   * on some builds of QEMU a client that disconnects aborts the machine. To be called before anything is said on
+   * them, and again, with all of them, when there are others. Does nothing where no guard is needed.
+   *
+   * @param descriptors file descriptors of this process
+   * @throws {GuardError} when they cannot be protected, unless that was allowed
+   */
+  protect(descriptors: readonly number[]): Promise<void>;
 
   /**
    * Asks whether the point was intact until now. Must pass after the last read and before anything that was

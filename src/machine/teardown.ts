@@ -72,7 +72,8 @@ export async function removeBitmaps(
   if (actions.length > 0) await qmp.execute("transaction", { actions });
 }
 
-async function deleteExports(qmp: QmpClient, run: string): Promise<void> {
+/** Deletes a run's exports, which disconnects all their clients, and waits until they are gone. */
+export async function deleteExports(qmp: QmpClient, run: string): Promise<void> {
   const { exports } = objectsOf(await takeInventory(qmp), run);
   using watch = qmp.watch(
     ({ name, data }) => name === "BLOCK_EXPORT_DELETED" && exports.includes(String(data["id"])),

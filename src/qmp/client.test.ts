@@ -1,5 +1,6 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { createServer, type Server, type Socket } from "node:net";
+import { once } from "node:events";
+import { connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -246,6 +247,65 @@ describe("QmpClient.execute()", () => {
     const [command, event] = await Promise.all([failure(client.call("quit")), failure(watch.next())]);
     expect(command).toBeInstanceOf(QmpClosedError);
     expect(event).toBe(command);
+  });
+});
+
+describe("QmpClient.adopt()", () => {
+  /** A connection whose former user died: what QEMU had still to say to it, and what it hears from the new one. */
+  async function abandoned(before: string, heard: string[]): Promise<{ socket: Socket; path: string }> {
+    const path = join(directory, "qmp.sock");
+    server = createServer((peer) => {
+      sockets.add(peer);
+      peer.setEncoding("latin1").on("data", (text: string) => {
+        heard.push(text);
+        for (const [, id] of text.matchAll(/"id":(\d+)/g)) {
+          // What QEMU says to 0xFF.
+          if (heard.length === 1)
+            peer.write('{"error": {"class": "GenericError", "desc": "JSON parse error"}}\r\n');
+          peer.write(`{"return": ${heard.length}, "id": ${id}}\r\n`);
+        }
+      });
+      peer.write(before);
+    });
+    await new Promise<void>((resolve) => server?.listen(path, resolve));
+    const socket = connect(path);
+    await once(socket, "connect");
+    return { socket, path };
+  }
+
+  it.each([
+    ["nothing", ""],
+    ["the rest of a reply", 'me": "d0"}], "id": 17}\r\n'],
+    [
+      "replies to the former user, its first ids included",
+      '{"return": {}, "id": 1}\r\n{"return": {}, "id": 2}\r\n',
+    ],
+    [
+      "events, and an error without id",
+      '{"event": "STOP"}\r\n{"error": {"class": "GenericError", "desc": "x"}}\r\n',
+    ],
+    ["half a message in pretty form", '        "x": [\r\n    }\r\n}\r\n'],
+  ])("goes on after %s", async (_what, before) => {
+    const heard: string[] = [];
+    const { socket, path } = await abandoned(before, heard);
+    const client = await QmpClient.adopt({ transport: "unix", path }, socket);
+    expect(heard.join("")).toMatch(/^\xff\{"execute":"query-version"/);
+    expect(await client.call("next")).toBe(heard.length);
+    await client.close();
+  });
+
+  it("says that the connection is gone when it is", async () => {
+    const { socket, path } = await abandoned("", []);
+    for (const peer of sockets) peer.destroy();
+    const error = await failure(QmpClient.adopt({ transport: "unix", path }, socket));
+    expect(error).toBeInstanceOf(QmpClosedError);
+  });
+
+  it("gives up in time when QEMU does not answer", async () => {
+    const { path, socket } = await abandoned("", []);
+    for (const peer of sockets) peer.pause();
+    const error = await failure(QmpClient.adopt({ transport: "unix", path }, socket, { timeoutMs: 20 }));
+    expect(error.code).toBe("TM_DEADLINE");
   });
 });
 

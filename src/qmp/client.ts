@@ -1,3 +1,4 @@
+import { randomInt } from "node:crypto";
 import type { Socket } from "node:net";
 import { DeadlineError, deferred, withDeadline, type Deferred } from "../flow/index.js";
 import { formatQmpAddress, type QmpAddress } from "./address.js";
@@ -12,7 +13,14 @@ import { connectSocket } from "./connect.js";
 import { QmpBusyError, QmpClosedError, QmpCommandError, QmpProtocolError } from "./errors.js";
 import { EventWatch, type EventFilter } from "./events.js";
 import { MessageFraming } from "./framing.js";
-import { decodeMessage, encodeCommand, excerpt, type QmpGreeting, type ServerMessage } from "./messages.js";
+import {
+  decodeMessage,
+  encodeCommand,
+  excerpt,
+  idOf,
+  type QmpGreeting,
+  type ServerMessage,
+} from "./messages.js";
 import { QmpSchema } from "./schema.js";
 
 /** Options of `QmpClient.connect`. */
@@ -29,6 +37,12 @@ export interface ExecuteOptions {
   /** How long to wait for the reply, in milliseconds; default 30 000. */
   readonly timeoutMs?: number | undefined;
 }
+
+/** Ids of a connection that was taken over: none that whoever had it before can have used. */
+const ADOPTED_IDS = { from: 2 ** 40, below: 2 ** 41 };
+
+/** The longest timer that Node has: 24 days. */
+const LONGEST_WAIT = 2 ** 31 - 1;
 
 interface Pending {
   readonly command: string;
@@ -51,6 +65,8 @@ export class QmpClient implements AsyncDisposable {
   readonly #greeted = deferred<QmpGreeting>();
   readonly #closed = deferred<Error | undefined>();
   #greeting: QmpGreeting | undefined;
+  /** After a take-over: the id of the first command of ours; what comes before its reply was not meant for us. */
+  #firstId: number | undefined;
   #schema: Promise<QmpSchema> | undefined;
   #lastId = 0;
   #end: Error | undefined;
@@ -104,6 +120,32 @@ export class QmpClient implements AsyncDisposable {
     }
   }
 
+  /**
+   * Goes on with a connection whose other user has died, however far that one had got: perhaps in the middle of
+   * a command, of a reply, or with replies still to come. QEMU drops half a command at the byte 0xFF, which no JSON
+   * text holds; whatever it says before it answers the first command of ours is not for us.
+   *
+   * @param socket nobody else must read it
+   * @param options.timeoutMs how long QEMU may take; default as long as it needs: it may still carry out a command
+   * @throws {QmpClosedError} when the connection has ended
+   * @throws {DeadlineError} when QEMU does not answer in time
+   */
+  static async adopt(address: QmpAddress, socket: Socket, options: ExecuteOptions = {}): Promise<QmpClient> {
+    const client = new QmpClient(address, socket);
+    client.#greeting = client.greeting;
+    client.#lastId = randomInt(ADOPTED_IDS.from, ADOPTED_IDS.below);
+    client.#firstId = client.#lastId + 1;
+    socket.write(Buffer.of(0xff));
+    try {
+      const { signal, timeoutMs = LONGEST_WAIT } = options;
+      await client.call("query-version", undefined, { signal, timeoutMs });
+      return client;
+    } catch (error) {
+      socket.destroy();
+      throw error;
+    }
+  }
+
   /** What QEMU said first: its version. */
   get greeting(): QmpGreeting {
     return this.#greeting ?? { version: { major: 0, minor: 0, micro: 0 }, package: "", capabilities: [] };
@@ -112,6 +154,13 @@ export class QmpClient implements AsyncDisposable {
   /** Resolves when the connection has ended: with the reason, or with nothing after `close()`. */
   get closed(): Promise<Error | undefined> {
     return this.#closed.promise;
+  }
+
+  /** The socket's file descriptor, to be duplicated into a child process; undefined when closed. */
+  get fileDescriptor(): number | undefined {
+    // Node offers no public way; `stdio: [fd]` of child processes is documented to take it.
+    const { _handle } = this.#socket as unknown as { readonly _handle: { readonly fd?: number } | null };
+    return _handle?.fd !== undefined && _handle.fd >= 0 ? _handle.fd : undefined;
   }
 
   /** Number of commands whose reply is awaited. */
@@ -198,12 +247,20 @@ export class QmpClient implements AsyncDisposable {
     try {
       for (const text of this.#framing.push(chunk)) {
         if (this.#end !== undefined) return;
+        if (this.#isForFormerUser(text)) continue;
         this.#dispatch(decodeMessage(text));
       }
       this.#refuseForeignGreeting();
     } catch (error) {
       this.#fail(error as Error);
     }
+  }
+
+  #isForFormerUser(text: string): boolean {
+    if (this.#firstId === undefined) return false;
+    if (idOf(text) !== this.#firstId) return true;
+    this.#firstId = undefined;
+    return false;
   }
 
   /** Another protocol's greeting may never end its line (NBD), so it is judged by its first bytes. */

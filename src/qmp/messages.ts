@@ -42,6 +42,17 @@ export function decodeMessage(text: string): ServerMessage {
   throw new QmpProtocolError(`Read from monitor: neither greeting, reply nor event: ${excerpt(text)}`);
 }
 
+/** The id of a message; undefined when it has none, or is no message at all but the rest of one. */
+export function idOf(text: string): unknown {
+  try {
+    const message: unknown = JSON.parse(text);
+    return typeof message === "object" && message !== null && "id" in message ? message.id : undefined;
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
+  }
+}
+
 /** The bytes of a command, one line. `id` is of our choice and comes back with the reply. */
 export function encodeCommand(id: number, command: string, args: object | undefined): string {
   return `${JSON.stringify({ execute: command, ...(args === undefined ? {} : { arguments: args }), id })}\n`;

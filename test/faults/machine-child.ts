@@ -7,7 +7,7 @@ import { CLUSTER, REPOSITORY } from "../interop/machine-fixture.js";
 
 const [socket = "", runDirectory = "", points = "[]"] = process.argv.slice(2);
 const catalogue = JSON.parse(points) as CataloguePoint[];
-const machine = await openLiveMachine({ address: parseQmpAddress(socket), runDirectory });
+const machine = await openLiveMachine({ address: parseQmpAddress(socket), runDirectory, guard: false });
 const bases = await chooseBases(machine.disks, {
   repositoryTag: REPOSITORY,
   clusterSize: CLUSTER,

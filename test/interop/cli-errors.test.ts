@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { runTidemark, startTidemark, type CliResult } from "../support/cli.js";
+import { guardsOf } from "../support/guards.js";
 import { compareImages } from "../support/image.js";
 import { TestMonitor } from "../support/monitor.js";
 import { Rig, type PointView } from "../support/rig.js";
@@ -364,18 +365,20 @@ describe("what another run of ours does", () => {
 });
 
 describe("disks in iothreads", () => {
-  it("are refused without --allow-unguarded, and backed up with it", async () => {
+  it("are backed up as any others, with a guard at their side", async () => {
     await using threaded = await Rig.create();
     const image = await threaded.image("t.qcow2", "qcow2", 2 * MiB);
     await threaded.start([{ path: image, format: "qcow2", id: "vda", iothread: true }], { guest: "none" });
     await threaded.machine.qemuIo("vda", "write -P 9 1M 64k");
-    const before = await worldOf(threaded);
-    const result = await threaded.run(threaded.backupArguments());
-    expect(result.events().at(-1)).toMatchObject({ event: "error", exitCode: 1 });
-    expect(result.stdout).toContain("--allow-unguarded");
-    expect(result.code).toBe(1);
-    expect(await worldOf(threaded)).toEqual(before);
-    const point = await threaded.backup(["--allow-unguarded"]);
+    let guards = 0;
+    const counting = threaded.proxy.onCommand("transaction", async () => {
+      guards += (await guardsOf(threaded)).length;
+      return undefined;
+    });
+    const point = await threaded.backup();
+    expect(guards).toBeGreaterThan(0);
+    counting.remove();
+    expect(await guardsOf(threaded)).toEqual([]);
     expect(await threaded.verify(point, { vda: image })).toEqual({ vda: "identical" });
   });
 });

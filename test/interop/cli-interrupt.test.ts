@@ -2,6 +2,7 @@ import { readdir } from "node:fs/promises";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { deferred } from "../../src/flow/index.js";
 import { startTidemark, type RunningTidemark } from "../support/cli.js";
+import { guardsOf, waitForGuards } from "../support/guards.js";
 import { Rig } from "../support/rig.js";
 import { treeOf, worldOf } from "./world.js";
 import { writeNoise } from "../support/image.js";
@@ -44,6 +45,14 @@ async function halfway(): Promise<RunningTidemark> {
   const running = startTidemark(rig.backupArguments(["--bandwidth", "1MiB/s"]), { env });
   await running.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
   return running;
+}
+
+/** As the end of a whole service, or of the host's memory, does. The guard first: it would be quicker than a test. */
+async function killBoth(running: RunningTidemark): Promise<void> {
+  running.kill("SIGSTOP");
+  for (const pid of await guardsOf(rig)) process.kill(pid, "SIGKILL");
+  running.kill("SIGKILL");
+  await waitForGuards(rig, 0);
 }
 
 const OURS = /^(node|job|export|bitmap) tm-|^job|^export/;
@@ -127,10 +136,10 @@ describe("a backup that is interrupted", () => {
   });
 });
 
-describe("a backup that is killed", () => {
+describe("a backup that is killed together with its guard", () => {
   it("cleanup lists what it left, removes it when told to, and status knows", async () => {
     const running = await halfway();
-    running.kill("SIGKILL");
+    await killBoth(running);
     expect(await running.ended).toMatchObject({ signal: "SIGKILL" });
 
     const left = await leftovers();
@@ -157,7 +166,7 @@ describe("a backup that is killed", () => {
 
   it("is cleaned up by one who knows nothing of it, if told to, its NBD server too", async () => {
     const running = await halfway();
-    running.kill("SIGKILL");
+    await killBoth(running);
     await running.ended;
     const env = { TIDEMARK_RUNTIME_DIR: rig.directory.file("elsewhere") };
     const args = ["cleanup", "--qmp", rig.proxy.socket];
@@ -170,7 +179,7 @@ describe("a backup that is killed", () => {
 
   it("is followed by a right increment without any cleanup, which takes its leftovers away", async () => {
     const running = await halfway();
-    running.kill("SIGKILL");
+    await killBoth(running);
     await running.ended;
     expect((await leftovers()).length).toBeGreaterThan(0);
     await expectNextRight();

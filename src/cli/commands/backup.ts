@@ -59,7 +59,10 @@ export function declare(command: Command, context: CliContext): void {
       sizeArgument,
     )
     .option("--socket-dir <dir>", "where the directory of the NBD socket is made")
-    .option("--allow-unguarded", "accept disks in iothreads, which a killed backup would take down")
+    .option(
+      "--allow-unguarded",
+      "go on where no guard can be started, which protects the machine from a killed backup",
+    )
     .addHelpText(
       "after",
       `
