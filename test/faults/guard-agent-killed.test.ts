@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { waitForGuards } from "../support/guards.js";
 import type { ProxiedCommand } from "../support/qmp-proxy.js";
-import { GuardedRig, isFreeze, isRemoval } from "./guard-fixture.js";
+import { GuardedRig, isFreeze, isLong, isRemoval } from "./guard-fixture.js";
 
 /** A moment of a backup: before QEMU gets a command, or after its answer. */
 interface Moment {
@@ -34,9 +34,6 @@ const MOMENTS: readonly Moment[] = [
   { when: "before", what: "the removal of bitmaps", is: isRemoval },
   { when: "after", what: "the removal of bitmaps", is: isRemoval },
 ];
-
-/** The long version goes through everything, on both kinds of machine. */
-const isLong = process.env["TIDEMARK_SOAK"] !== undefined;
 
 describe.each([{ iothread: true }, { iothread: false }])(
   "SIGKILL of the agent, iothread: $iothread",

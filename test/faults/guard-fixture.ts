@@ -11,6 +11,9 @@ import { filesOfOurs, NOTHING, residueOf } from "../interop/machine-fixture.js";
 
 const MiB = 1024 * 1024;
 
+/** The long version goes through everything, on both kinds of machine. */
+export const isLong = process.env["TIDEMARK_SOAK"] !== undefined;
+
 /** A guest that writes all over its first 4 MiB, on both disks in turn, some 300 times a second. */
 const BUSY: CounterOptions = { trailOffset: MiB, trailStride: 64 * 1024, trailBlocks: 48, stepsPerTick: 16 };
 
@@ -39,7 +42,7 @@ export class GuardedRig implements AsyncDisposable {
           { path: vda, format: "qcow2", id: "vda", ...options },
           { path: vdb, format: "raw", id: "vdb", ...options },
         ],
-        { guest, deadline: 600_000 },
+        { guest, deadline: 3_600_000 },
       );
       await rig.backup();
       return new GuardedRig(rig, { vda, vdb });
@@ -58,7 +61,7 @@ export class GuardedRig implements AsyncDisposable {
   /** Starts a backup that takes long, and waits until it copies. */
   async startCopying(extra: readonly string[] = []): Promise<RunningTidemark> {
     await this.rig.machine.waitForGuestWriting(200);
-    const running = this.start(["--bandwidth", "500KiB/s", ...extra]);
+    const running = this.start(["--bandwidth", "1MiB/s", ...extra]);
     await running.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
     return running;
   }

@@ -1,10 +1,10 @@
 import { randomInt } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
-import { GuardedRig } from "./guard-fixture.js";
+import { GuardedRig, isLong } from "./guard-fixture.js";
 
 /** The long version tries many. */
-const INSTANTS = process.env["TIDEMARK_SOAK"] === undefined ? 10 : 100;
+const INSTANTS = isLong ? 100 : 7;
 
 describe.each([{ iothread: true }, { iothread: false }])(
   "SIGKILL of the agent, iothread: $iothread",
