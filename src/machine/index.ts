@@ -22,7 +22,7 @@ export {
   type CataloguePoint,
   type RemovableBitmap,
 } from "./checkpoints.js";
-export type { LiveDisk, RefusedDisk } from "./discover.js";
+export type { LiveDisk, RefusedDisk } from "./discover/discover.js";
 export {
   ForeignServerError,
   GuardError,
@@ -34,13 +34,13 @@ export {
   UnsupportedMachineError,
 } from "./errors.js";
 export { LiveMachine, openLiveMachine, type LiveMachineOptions, type NamedLiveDisk } from "./live.js";
-export { recover, type LeftoverRun, type Leftovers, type RecoverOptions } from "./recover.js";
-export { formatOf, type ImageFormat } from "./offline-image.js";
-export { ImageExport } from "./image-export.js";
-export { OfflineMachine, type ImageChoice, type OfflineMachineOptions } from "./offline.js";
+export { recover, type LeftoverRun, type Leftovers, type RecoverOptions } from "./run/recover.js";
+export { formatOf, type ImageFormat } from "./offline/offline-image.js";
+export { ImageExport } from "./offline/image-export.js";
+export { OfflineMachine, type ImageChoice, type OfflineMachineOptions } from "./offline/offline.js";
 export { openMachine, type MachineChoice } from "./open.js";
-export { nameDisks } from "./naming.js";
-export type { DiskChoice } from "./select.js";
+export { nameDisks } from "./discover/naming.js";
+export type { DiskChoice } from "./discover/select.js";
 export type {
   FreezeDisk,
   FreezeRequest,

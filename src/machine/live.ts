@@ -1,23 +1,23 @@
 import type { IoOptions } from "../bytes/index.js";
 import { UsageError } from "../errors/index.js";
 import { QmpClient, type QmpAddress } from "../qmp/index.js";
-import { discover, type LiveDisk, type RefusedDisk } from "./discover.js";
+import { discover, type LiveDisk, type RefusedDisk } from "./discover/discover.js";
 import { ForeignServerError, RunBusyError } from "./errors.js";
-import { freezeDisks } from "./freeze.js";
+import { freezeDisks } from "./freeze/freeze.js";
 import { Protection } from "./guard/protection.js";
-import { identify, stateOf } from "./identity.js";
-import { takeInventory } from "./leftovers.js";
+import { identify, stateOf } from "./discover/identity.js";
+import { takeInventory } from "./run/leftovers.js";
 import {
   assertDisksSupported,
   assertFeatures,
   assertNoForeignJobs,
   assertNotMigrating,
-} from "./readiness.js";
-import type { MachinePlace } from "./run-record.js";
-import { placeOfMonitor, Run } from "./run.js";
-import { chooseDisks, isCalled, type DiskChoice } from "./select.js";
+} from "./discover/readiness.js";
+import type { MachinePlace } from "./run/run-record.js";
+import { placeOfMonitor, Run } from "./run/run.js";
+import { chooseDisks, isCalled, type DiskChoice } from "./discover/select.js";
 import type { FreezeRequest, FrozenPoint, MachineIdentity, QmpSource } from "./source.js";
-import { removeBitmaps } from "./teardown.js";
+import { removeBitmaps } from "./teardown/teardown.js";
 
 /** How to open a live machine. */
 export interface LiveMachineOptions {

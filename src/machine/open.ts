@@ -1,6 +1,6 @@
 import type { IoOptions } from "../bytes/index.js";
 import { openLiveMachine, type LiveMachineOptions } from "./live.js";
-import { OfflineMachine, type OfflineMachineOptions } from "./offline.js";
+import { OfflineMachine, type OfflineMachineOptions } from "./offline/offline.js";
 import type { QmpSource } from "./source.js";
 
 /** A machine to work on: live behind its monitor, or off, as its images. */

@@ -1,7 +1,7 @@
 import type { IoOptions } from "../bytes/index.js";
 import type { QmpClient } from "../qmp/index.js";
-import type { MachinePlace } from "./run-record.js";
-import type { Run } from "./run.js";
+import type { MachinePlace } from "./run/run-record.js";
+import type { Run } from "./run/run.js";
 
 /** State of a machine at the time it was asked for. */
 export type MachineState = "running" | "paused" | "shut off";

@@ -1,10 +1,10 @@
 import { copyFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { exportDisk, startServer } from "../../src/machine/export.js";
-import { discover } from "../../src/machine/discover.js";
-import { removeBitmaps, tearDown } from "../../src/machine/teardown.js";
-import { freezeActions } from "../../src/machine/transaction.js";
+import { exportDisk, startServer } from "../../src/machine/freeze/export.js";
+import { discover } from "../../src/machine/discover/discover.js";
+import { removeBitmaps, tearDown } from "../../src/machine/teardown/teardown.js";
+import { freezeActions } from "../../src/machine/freeze/transaction.js";
 import type { FreezeRequest } from "../../src/machine/index.js";
 import { connect, NBD_STATE_DIRTY, negotiate, openSocket } from "../../src/nbd/index.js";
 import {

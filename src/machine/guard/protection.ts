@@ -3,7 +3,7 @@ import { messageOf } from "../../errors/index.js";
 import { thisProcess } from "../../process/index.js";
 import type { QmpAddress, QmpClient } from "../../qmp/index.js";
 import { GuardError, ScratchFullError } from "../errors.js";
-import type { Run } from "../run.js";
+import type { Run } from "../run/run.js";
 import { GuardProcess } from "./guard-process.js";
 import type { ScratchBound } from "./orders.js";
 

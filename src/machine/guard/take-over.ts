@@ -2,11 +2,11 @@ import { Socket } from "node:net";
 import { BusyError, ConnectionError } from "../../errors/index.js";
 import { pause } from "../../flow/index.js";
 import { QmpClient } from "../../qmp/index.js";
-import { endRun } from "../end-run.js";
-import { objectsOf, takeInventory } from "../leftovers.js";
-import { reach, type Reached } from "../reach.js";
-import { findRecord } from "../run-record.js";
-import { deleteExports } from "../teardown.js";
+import { endRun } from "../teardown/end-run.js";
+import { objectsOf, takeInventory } from "../run/leftovers.js";
+import { reach, type Reached } from "../teardown/reach.js";
+import { findRecord } from "../run/run-record.js";
+import { deleteExports } from "../teardown/teardown.js";
 import type { HeldConnections } from "./held-connections.js";
 import { closed, say, type HoldOrder } from "./orders.js";
 

@@ -1,0 +1,125 @@
+import type { IoOptions } from "../../bytes/index.js";
+import { anySignal } from "../../flow/index.js";
+import { formatRunObject } from "../../point/index.js";
+import type { QmpAddress, QmpClient } from "../../qmp/index.js";
+import type { Protection } from "../guard/protection.js";
+import { reach } from "../teardown/reach.js";
+import type { Run } from "../run/run.js";
+import type {
+  DropOptions,
+  FreezeRequest,
+  FrozenDisk,
+  FrozenPoint,
+  KeepOptions,
+  MachineState,
+} from "../source.js";
+import { removeBitmaps, tearDown } from "../teardown/teardown.js";
+import { INTACT_STATES, lost, type Watchdog } from "./watchdog.js";
+
+/** What a frozen point in a QEMU process consists of. */
+export interface FrozenParts {
+  readonly qmp: QmpClient;
+  readonly address: QmpAddress;
+  readonly run: Run;
+  readonly guard?: Protection | undefined;
+  readonly request: FreezeRequest;
+  /** Called when nothing is frozen any more. @param isClean nothing of the run is left */
+  readonly onEnd: (isClean: boolean) => void;
+  readonly watchdog: Watchdog;
+  readonly disks: readonly FrozenDisk[];
+  readonly frozenAt: Date;
+  readonly state: MachineState;
+  readonly plan: { readonly socketPath: string | null; readonly files: readonly string[] };
+}
+
+/** A frozen point in a QEMU process. */
+export class QemuFrozenPoint implements FrozenPoint {
+  readonly disks: readonly FrozenDisk[];
+  readonly frozenAt: Date;
+  readonly state: MachineState;
+  readonly failed: AbortSignal;
+  readonly #parts: FrozenParts;
+  #released: Promise<void> | undefined;
+
+  constructor(parts: FrozenParts) {
+    this.disks = parts.disks;
+    this.frozenAt = parts.frozenAt;
+    this.state = parts.state;
+    this.failed = anySignal(parts.watchdog.failed, parts.guard?.failed);
+    this.#parts = parts;
+  }
+
+  async protect(descriptors: readonly number[]): Promise<void> {
+    await this.#parts.guard?.hold(descriptors);
+  }
+
+  async assertIntact(options: IoOptions = {}): Promise<void> {
+    const { qmp, watchdog } = this.#parts;
+    const jobs = new Map((await qmp.execute("query-jobs", undefined, options)).map((job) => [job.id, job]));
+    for (const [id, disk] of watchdog.jobs) {
+      const status = jobs.get(id)?.status ?? "gone";
+      if (!INTACT_STATES.has(status)) throw lost(disk, `its job in QEMU is ${status}`);
+    }
+    // A job that failed and was restarted in between would look well now; its event tells.
+    watchdog.failed.throwIfAborted();
+  }
+
+  release(closeConnections: () => Promise<void>): Promise<void> {
+    this.#released ??= this.#release(closeConnections);
+    return this.#released;
+  }
+
+  async keep(options: KeepOptions = {}): Promise<void> {
+    const bases = options.keepBases === true ? [] : this.#bases();
+    await removeBitmaps(this.#parts.qmp, [...bases, ...this.#transient()]);
+  }
+
+  async drop(options: DropOptions = {}): Promise<void> {
+    const checkpoint = options.keepCheckpoint === true ? [] : this.#checkpoint();
+    await removeBitmaps(this.#parts.qmp, [...checkpoint, ...this.#transient()]);
+  }
+
+  async #release(closeConnections: () => Promise<void>): Promise<void> {
+    const { qmp, address, run, guard, watchdog, plan, onEnd } = this.#parts;
+    watchdog.stop();
+    guard?.ending();
+    // A connection is closed when the last duplicate is, and the server is stopped only after that.
+    const closeAll = async (): Promise<void> => {
+      await closeConnections();
+      await guard?.letGo();
+    };
+    let isClean = false;
+    try {
+      await using reached = await reach(qmp, address).catch(async (error: unknown) => {
+        // Nothing can be taken down now: at least this process lets go.
+        await closeAll();
+        throw error;
+      });
+      await tearDown(reached.qmp, { ...plan, run: run.id, closeConnections: closeAll });
+      isClean = true;
+    } finally {
+      onEnd(isClean);
+    }
+  }
+
+  #bases(): { node: string; name: string }[] {
+    return this.#requested().flatMap(({ disk, base }) =>
+      base === undefined ? [] : [{ node: disk.node, name: base }],
+    );
+  }
+
+  #checkpoint(): { node: string; name: string }[] {
+    return this.disks.map(({ disk: { node }, bitmap }) => ({ node, name: bitmap }));
+  }
+
+  #transient(): { node: string; name: string }[] {
+    return this.#requested().map(({ disk: { node } }, disk) => ({
+      node,
+      name: formatRunObject({ run: this.#parts.run.id, disk, kind: "tmp" }),
+    }));
+  }
+
+  #requested(): FreezeRequest["disks"] {
+    return this.#parts.request.disks;
+  }
+}
