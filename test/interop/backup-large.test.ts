@@ -42,14 +42,14 @@ async function largeDisk(rig: Rig): Promise<string> {
   return path;
 }
 
-/** From now on every run of the command line writes down the most memory it had, threads included, as it exits. */
+/** From now on every run of the command line writes down the most memory it had, threads included, as it exits; its guards do not. */
 async function recordMemory(rig: Rig): Promise<() => Promise<number>> {
   const hook = rig.directory.file("record-memory.mjs");
   await writeFile(
     hook,
     `import { readFileSync, writeFileSync } from "node:fs";
      import { isMainThread } from "node:worker_threads";
-     if (isMainThread) process.on("exit", () => {
+     if (isMainThread && process.argv[1].endsWith("cli/main.js")) process.on("exit", () => {
        const peak = /^VmHWM:\\s+(\\d+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))[1];
        writeFileSync(${JSON.stringify(rig.directory.path)} + "/" + process.pid + ".peak", String(peak * 1024));
      });`,
