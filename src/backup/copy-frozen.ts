@@ -44,7 +44,7 @@ export async function copyFrozen(
   let outcome: { readonly copied: CopiedDisk[] } | { readonly error: unknown };
   try {
     connections = await Connections.open(frozen, plans, options.workers, signal);
-    await frozen.protect(connections.fileDescriptors);
+    await connections.protect();
     await connections.greet(options.level);
     copying = copyAll(frozen, plans, images, connections, { ...options, signal });
     const copied = await unlessAborted(copying, signal);
@@ -54,6 +54,7 @@ export async function copyFrozen(
     // What made the frozen point fail says more than what reading it met.
     outcome = { error: frozen.failed.aborted ? frozen.failed.reason : error };
   }
+  connections?.retire();
   try {
     await frozen.release(async () => connections?.close());
   } catch (error) {

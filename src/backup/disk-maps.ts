@@ -1,6 +1,7 @@
 import { endOf, normalize, type Extent } from "../extent/index.js";
 import type { FrozenDisk } from "../machine/index.js";
 import { BASE_ALLOCATION, NBD_STATE_DIRTY, NBD_STATE_ZERO } from "../nbd/index.js";
+import type { ReplacementOptions } from "../transfer/index.js";
 import type { Base, DiskPlan } from "./disk-plan.js";
 import { MapConnection } from "./map-connection.js";
 import type { RangeFacts } from "./plan.js";
@@ -27,12 +28,15 @@ export class DiskMaps {
   }
 
   /** Connects; nothing is said on the connections yet. */
-  static async open(frozen: FrozenDisk, plan: DiskPlan, signal: AbortSignal): Promise<DiskMaps> {
-    const { socket, dirtyContext } = frozen;
-    const allocation = await MapConnection.open(socket, BASE_ALLOCATION, signal);
+  static async open(frozen: FrozenDisk, plan: DiskPlan, options: ReplacementOptions): Promise<DiskMaps> {
+    const { socket: address, exportName, dirtyContext } = frozen;
+    const place = { address, exportName, disk: plan.name };
+    const allocation = await MapConnection.open({ ...place, context: BASE_ALLOCATION }, options);
     try {
       const dirty =
-        dirtyContext === undefined ? undefined : await MapConnection.open(socket, dirtyContext, signal);
+        dirtyContext === undefined
+          ? undefined
+          : await MapConnection.open({ ...place, context: dirtyContext }, options);
       return new DiskMaps(frozen, plan, allocation, dirty);
     } catch (error) {
       allocation.close();
@@ -41,12 +45,12 @@ export class DiskMaps {
   }
 
   get fileDescriptors(): readonly number[] {
-    return [this.#allocation, this.#dirty].flatMap((connection) => connection?.fileDescriptor ?? []);
+    return [this.#allocation, this.#dirty].flatMap((connection) => connection?.fileDescriptors ?? []);
   }
 
   async greet(): Promise<void> {
-    await this.#allocation.greet(this.#frozen.exportName);
-    await this.#dirty?.greet(this.#frozen.exportName);
+    await this.#allocation.greet();
+    await this.#dirty?.greet();
   }
 
   /** Bytes that the bitmap shows as changed since the base; null in a full. */

@@ -1,32 +1,57 @@
-import type { Extent } from "../extent/index.js";
-import { negotiate, openSocket, type NbdAddress, type NbdClient, type NbdSocket } from "../nbd/index.js";
+import { endOf, type Extent } from "../extent/index.js";
+import { MAX_STATUS_LENGTH } from "../nbd/index.js";
+import {
+  ExportConnection,
+  Replacement,
+  type ExportPlace,
+  type ReplacementOptions,
+} from "../transfer/index.js";
+
+/** Which map, of which disk. */
+export interface MapPlace extends Omit<ExportPlace, "contexts"> {
+  /** Name of the disk, for messages. */
+  readonly disk: string;
+  readonly context: string;
+}
 
 /**
  * One connection, for one map: QEMU answers for every context of a connection at each request. Requests are not
- * aborted: that would mean to disconnect, which is for after the exports are gone. For the same reason it is held.
+ * aborted: that would mean to disconnect, which is for after the exports are gone. When it drops, it is replaced, and
+ * asked again.
  */
 export class MapConnection {
-  readonly #socket: NbdSocket;
+  readonly #connection: ExportConnection;
+  readonly #replacement: Replacement;
   readonly #context: string;
-  #client: NbdClient | undefined;
 
-  private constructor(socket: NbdSocket, context: string) {
-    this.#socket = socket;
-    this.#context = context;
+  private constructor(connection: ExportConnection, place: MapPlace, options: ReplacementOptions) {
+    this.#connection = connection;
+    this.#context = place.context;
+    this.#replacement = new Replacement(
+      {
+        what: `disk "${place.disk}"`,
+        open: () => connection.open(options),
+        greet: () => connection.greet(),
+      },
+      options,
+    );
   }
 
-  /** Connects; nothing is said on the connection yet. */
-  static async open(address: NbdAddress, context: string, signal: AbortSignal): Promise<MapConnection> {
-    return new MapConnection(await openSocket(address, { hold: true, signal }), context);
+  /** Connects; nothing is said on the connection yet. @param options how it is replaced when it drops */
+  static async open(place: MapPlace, options: ReplacementOptions): Promise<MapConnection> {
+    const { address, exportName, context } = place;
+    const connection = new ExportConnection({ address, exportName, contexts: [context] });
+    await connection.open(options);
+    return new MapConnection(connection, place, options);
   }
 
-  get fileDescriptor(): number | undefined {
-    return this.#socket.fd;
+  get fileDescriptors(): readonly number[] {
+    return this.#connection.fileDescriptors;
   }
 
   /** Negotiates. */
-  async greet(exportName: string): Promise<void> {
-    this.#client = await negotiate(this.#socket, { exportName, contexts: [this.#context] });
+  async greet(): Promise<void> {
+    await this.#replacement.run(() => this.#connection.greet());
   }
 
   /** The extents of a range whose flags have `flag`. */
@@ -38,22 +63,29 @@ export class MapConnection {
 
   /** As `extents`, one after the other: a large disk has millions. */
   async *runs(range: Extent, flag: number): AsyncGenerator<Extent> {
-    if (this.#client === undefined) throw new RangeError("map asked before negotiation");
-    for await (const { offset, length, flags } of this.#client.map(this.#context, range)) {
-      if ((flags & flag) !== 0) yield { offset, length };
+    for (let at = range.offset; at < endOf(range);) {
+      const length = Math.min(endOf(range) - at, MAX_STATUS_LENGTH);
+      const runs = await this.#replacement.run(() =>
+        this.#connection.client.blockStatus(this.#context, at, length),
+      );
+      for (const { offset, length: runLength, flags } of runs) {
+        if ((flags & flag) !== 0) yield { offset, length: runLength };
+        at = offset + runLength;
+      }
+      if (runs.length === 0) return;
     }
   }
 
   /** The disk's bytes in a range, for small reads. */
   async read({ offset, length }: Extent): Promise<Buffer> {
-    if (this.#client === undefined) throw new RangeError("disk read before negotiation");
-    const bytes = Buffer.alloc(length);
-    await this.#client.read(offset, bytes);
-    return bytes;
+    return await this.#replacement.run(async () => {
+      const bytes = Buffer.alloc(length);
+      await this.#connection.client.read(offset, bytes);
+      return bytes;
+    });
   }
 
   close(): void {
-    this.#client?.destroy();
-    this.#socket.destroy();
+    this.#connection.close();
   }
 }

@@ -4,7 +4,7 @@ import { NbdConnectionError } from "./errors.js";
 import type { NbdExport } from "./export-info.js";
 import { negotiate } from "./handshake.js";
 import type { NegotiateOptions } from "./negotiate-options.js";
-import { openSocket } from "./socket.js";
+import { openSocket, type NbdSocket } from "./socket.js";
 import { tlsOptionsOf } from "./tls-options.js";
 import type { NbdUri } from "./uri.js";
 
@@ -55,27 +55,30 @@ export async function connectSeveral(
   return [first, ...clients];
 }
 
+/** Options of `reconnect`. */
+export interface ReconnectOptions extends Pick<NegotiateOptions, "signal" | "timeoutMs"> {
+  /** A connection to the same address that is open already; nothing was said on it. Default: one is made. */
+  readonly socket?: NbdSocket | undefined;
+}
+
 /**
  * A new connection in place of `previous`, to the same address, with everything negotiated anew as it was then.
  * Never done behind anybody's back: what the old connection was asked and did not answer has failed, and is not
  * asked again. `previous` itself is left as it is.
  *
  * @throws {NbdConnectionError} TM_NBD_EXPORT_CHANGED when the export is not what it was: another size, other
- *   flags or block sizes, or other contexts
+ *   flags or block sizes, or other contexts; a socket that is held stays open then
  * @throws as `connect`
  */
-export async function reconnect(
-  previous: NbdClient,
-  options: Pick<NegotiateOptions, "signal" | "timeoutMs"> = {},
-): Promise<NbdClient> {
+export async function reconnect(previous: NbdClient, options: ReconnectOptions = {}): Promise<NbdClient> {
   const { address, negotiated } = previous.origin;
   const { signal, timeoutMs = negotiated.timeoutMs } = options;
-  const socket = await openSocket(address, { signal, timeoutMs });
+  const socket = options.socket ?? (await openSocket(address, { signal, timeoutMs }));
   const client = await negotiate(socket, { ...negotiated, signal, timeoutMs });
   try {
     requireSame(client, previous.export);
   } catch (error) {
-    client.destroy();
+    socket.abandon();
     throw error;
   }
   return client;

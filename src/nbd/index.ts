@@ -12,7 +12,7 @@
  */
 export { describeAddress, type NbdAddress } from "./address.js";
 export type { BlockRun } from "./block-status.js";
-export { connect, connectSeveral, reconnect, type ConnectOptions } from "./connect.js";
+export { connect, connectSeveral, reconnect, type ConnectOptions, type ReconnectOptions } from "./connect.js";
 export { MAX_STATUS_LENGTH, type ClientOrigin, type NbdClient, type RequestOptions } from "./client.js";
 export { NbdConnectionError, NbdProtocolError, NbdRequestError } from "./errors.js";
 export type { BlockSize, ExportFlags, NbdExport } from "./export-info.js";

@@ -1,9 +1,12 @@
 import type { Extent } from "../extent/index.js";
 import type { NbdAddress } from "../nbd/index.js";
-import { WorkerPool } from "./pool.js";
+import { WorkerPool, type Thread } from "./pool.js";
+import { Replacement, type ReplacementOptions } from "./replacement.js";
 
 /** An export that the workers read. */
 export interface FrameExport {
+  /** Name of the disk, for messages. */
+  readonly disk: string;
   readonly address: NbdAddress;
   readonly exportName: string;
 }
@@ -36,30 +39,43 @@ const SPARES = 16;
  * and a zstd context of their own: raw data never crosses a thread boundary, finished frames do, by transfer.
  *
  * The connections are opened (`start`) and negotiated (`greet`) in two steps: in between, duplicates of their
- * file descriptors can be handed to another process.
+ * file descriptors can be handed to another process. One that drops is replaced in the same two steps, and what was
+ * read over it is read again.
  */
 export class FrameReader {
-  readonly fileDescriptors: readonly number[];
   readonly #pool: WorkerPool;
-  readonly #exports: readonly FrameExport[];
   readonly #spares: ArrayBuffer[] = [];
+  /** By thread and export. */
+  readonly #connections: ReadonlyMap<Thread, readonly Replacement[]>;
+  #level = 0;
 
-  private constructor(pool: WorkerPool, exports: readonly FrameExport[], fileDescriptors: readonly number[]) {
+  private constructor(pool: WorkerPool, exports: readonly FrameExport[], options: ReplacementOptions) {
     this.#pool = pool;
-    this.#exports = exports;
-    this.fileDescriptors = fileDescriptors;
+    const connectionsOf = (thread: Thread): Replacement[] =>
+      exports.map(({ disk }, index) => {
+        const open = async (): Promise<void> => {
+          await thread.call("reopen", index);
+        };
+        const greet = (): Promise<void> => this.#greet(thread, index);
+        return new Replacement({ what: `disk "${disk}"`, open, greet }, options);
+      });
+    this.#connections = new Map(pool.threads.map((thread) => [thread, connectionsOf(thread)]));
   }
 
-  /** Starts `workers` threads and connects each of them to every export; nothing is said on the connections yet. */
-  static async start(exports: readonly FrameExport[], workers: number): Promise<FrameReader> {
+  /**
+   * Starts `workers` threads and connects each of them to every export; nothing is said on the connections yet.
+   *
+   * @param options how connections are replaced that drop
+   */
+  static async start(
+    exports: readonly FrameExport[],
+    workers: number,
+    options: ReplacementOptions,
+  ): Promise<FrameReader> {
     const pool = WorkerPool.start(new URL("./frame-reader.worker.js", import.meta.url), workers, undefined);
     try {
-      const descriptors = (await pool.runOnAll("open", exports)) as (number | undefined)[][];
-      return new FrameReader(
-        pool,
-        exports,
-        descriptors.flat().filter((fd) => fd !== undefined),
-      );
+      await pool.runOnAll("open", exports);
+      return new FrameReader(pool, exports, options);
     } catch (error) {
       await pool.stop();
       throw error;
@@ -70,20 +86,39 @@ export class FrameReader {
     return this.#pool.size;
   }
 
-  /** Negotiates every connection. @param level zstd level, 1 to 19 */
-  async greet(level: number): Promise<void> {
-    await this.#pool.runOnAll("greet", { exports: this.#exports, level });
+  /** Descriptors of all connections that are open, lost ones included. */
+  async fileDescriptors(): Promise<readonly number[]> {
+    return ((await this.#pool.runOnAll("descriptors", undefined)) as number[][]).flat();
   }
 
-  /** Reads and compresses one unit. Give the reply's payload back with `recycle` once it is written. */
+  /** Negotiates every connection. @param level zstd level, 1 to 19 */
+  async greet(level: number): Promise<void> {
+    this.#level = level;
+    const greetings = [...this.#connections].flatMap(([thread, connections]) =>
+      connections.map((connection, index) => connection.run(() => this.#greet(thread, index))),
+    );
+    const failed = (await Promise.allSettled(greetings)).find(({ status }) => status === "rejected");
+    if (failed?.status === "rejected") throw failed.reason;
+  }
+
+  /**
+   * Reads and compresses one unit. Give the reply's payload back with `recycle` once it is written.
+   *
+   * @throws {ConnectionError} TM_NBD_LOST when a connection was lost too often
+   */
   async read(request: Omit<FrameRequest, "spare">): Promise<FrameReply> {
-    const spare = this.#spares.pop();
-    const transfer = spare === undefined ? [] : [spare];
-    return (await this.#pool.run(
-      "read",
-      { ...request, spare } satisfies FrameRequest,
-      transfer,
-    )) as FrameReply;
+    const thread = this.#pool.idlest;
+    const connection = this.#connections.get(thread)?.[request.export];
+    if (connection === undefined) throw new RangeError(`export ${request.export} was not opened`);
+    return await connection.run(async () => {
+      const spare = this.#spares.pop();
+      const transfer = spare === undefined ? [] : [spare];
+      return (await thread.call(
+        "read",
+        { ...request, spare } satisfies FrameRequest,
+        transfer,
+      )) as FrameReply;
+    });
   }
 
   /** Takes a payload buffer back for reuse. */
@@ -96,5 +131,9 @@ export class FrameReader {
     // A thread that died has no connections any more; what it died of was told to who read.
     await this.#pool.runOnAll("close", undefined).catch(() => undefined);
     await this.#pool.stop();
+  }
+
+  async #greet(thread: Thread, index: number): Promise<void> {
+    await thread.call("greet", { index, level: this.#level });
   }
 }

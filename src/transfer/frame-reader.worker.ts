@@ -1,8 +1,9 @@
 import { setImmediate as yieldToSockets } from "node:timers/promises";
 import { isZero } from "../bytes/index.js";
 import { endOf, totalLength, type Extent } from "../extent/index.js";
-import { negotiate, openSocket, type NbdClient, type NbdSocket } from "../nbd/index.js";
+import type { NbdClient } from "../nbd/index.js";
 import { FrameEncoder, frameBound } from "../qcow2/index.js";
+import { ExportConnection } from "./export-connection.js";
 import type { FrameExport, FrameReply, FrameRequest } from "./frame-reader.js";
 import { serveThread, type ThreadResult } from "./thread.js";
 
@@ -10,38 +11,43 @@ import { serveThread, type ThreadResult } from "./thread.js";
 const CLUSTERS_BETWEEN_YIELDS = 4;
 
 /** This thread's own connection to each export, and its own compression context: raw data never leaves it. */
-const sockets: NbdSocket[] = [];
-const clients: NbdClient[] = [];
+let connections: readonly ExportConnection[] = [];
 let encoder: FrameEncoder | undefined;
 
 /** Connects to every export and says nothing yet: the file descriptors can be handed to another process first. */
 async function open(exports: readonly FrameExport[]): Promise<ThreadResult> {
-  // Held: whoever disconnects before the exports are gone may abort the machine.
-  for (const { address } of exports) sockets.push(await openSocket(address, { hold: true }));
-  return { value: sockets.map((socket) => socket.fd) };
+  connections = exports.map((place) => new ExportConnection(place));
+  for (const connection of connections) await connection.open();
+  return { value: undefined };
 }
 
-async function greet({
-  exports,
-  level,
-}: {
-  exports: readonly FrameExport[];
-  level: number;
-}): Promise<ThreadResult> {
-  encoder = new FrameEncoder(level);
-  for (const [index, { exportName }] of exports.entries()) {
-    const socket = sockets[index];
-    if (socket === undefined) throw new RangeError(`export ${exportName} was not opened`);
-    clients.push(await negotiate(socket, { exportName }));
-  }
+/** Connects to one of them once more. */
+async function reopen(index: number): Promise<ThreadResult> {
+  await connectionTo(index).open();
   return { value: undefined };
+}
+
+function descriptors(): ThreadResult {
+  return { value: connections.flatMap(({ fileDescriptors }) => fileDescriptors) };
+}
+
+async function greet({ index, level }: { index: number; level: number }): Promise<ThreadResult> {
+  encoder ??= new FrameEncoder(level);
+  await connectionTo(index).greet();
+  return { value: undefined };
+}
+
+function connectionTo(index: number): ExportConnection {
+  const connection = connections[index];
+  if (connection === undefined) throw new RangeError(`export ${index} was not opened`);
+  return connection;
 }
 
 /** Reads a unit's extents, drops the clusters that are all zero, and packs a zstd frame for each of the others. */
 async function read(request: FrameRequest): Promise<ThreadResult> {
   const { extents, clusterSize } = request;
-  const client = clients[request.export];
-  if (client === undefined || encoder === undefined) throw new RangeError("read before greet");
+  const { client } = connectionTo(request.export);
+  if (encoder === undefined) throw new RangeError("read before greet");
   const raw = Buffer.allocUnsafe(totalLength(extents));
   await readExtents(client, extents, raw);
 
@@ -96,11 +102,9 @@ function* clustersOf(
   }
 }
 
-/** Closes the connections without a farewell: the exports are gone already, in the safe order of teardown. */
 function close(): ThreadResult {
-  for (const client of clients) client.destroy();
-  for (const socket of sockets) socket.destroy();
+  for (const connection of connections) connection.close();
   return { value: undefined };
 }
 
-serveThread({ open, greet, read, close });
+serveThread({ open, reopen, descriptors, greet, read, close });

@@ -6,7 +6,7 @@ import { fromThreadError } from "./thread-error.js";
 import type { ThreadCall, ThreadReply } from "./thread.js";
 
 /** One worker thread and the calls that wait for its answer. */
-class Thread {
+export class Thread {
   readonly #worker: Worker;
   readonly #waiting = new Map<number, Deferred<unknown>>();
   #lastId = 0;
@@ -29,7 +29,13 @@ class Thread {
     return this.#waiting.size;
   }
 
-  async call(method: string, argument: unknown, transfer: readonly Transferable[]): Promise<unknown> {
+  /**
+   * Calls a method.
+   *
+   * @param transfer buffers that change hands instead of being copied
+   * @throws what the method threw, or TM_WORKER when the thread died
+   */
+  async call(method: string, argument: unknown, transfer: readonly Transferable[] = []): Promise<unknown> {
     if (this.#death !== undefined) throw this.#death;
     const id = (this.#lastId += 1);
     const waiter = deferred<unknown>();
@@ -58,10 +64,10 @@ class Thread {
 
 /** A fixed number of worker threads that run the same module; calls go to the one with the least to do. */
 export class WorkerPool {
-  readonly #threads: readonly Thread[];
+  readonly threads: readonly Thread[];
 
   private constructor(threads: readonly Thread[]) {
-    this.#threads = threads;
+    this.threads = threads;
   }
 
   /** @param script see startWorker() */
@@ -70,27 +76,24 @@ export class WorkerPool {
   }
 
   get size(): number {
-    return this.#threads.length;
+    return this.threads.length;
   }
 
-  /**
-   * Calls a method on the least loaded thread.
-   *
-   * @param transfer buffers that change hands instead of being copied
-   * @throws what the method threw, or TM_WORKER when the thread died
-   */
-  async run(method: string, argument: unknown, transfer: readonly Transferable[] = []): Promise<unknown> {
-    const [first, ...others] = this.#threads;
+  /** The least loaded thread. */
+  get idlest(): Thread {
+    const [first, ...others] = this.threads;
     if (first === undefined) throw new RangeError("pool has no threads");
-    const idlest = others.reduce((best, thread) => (thread.load < best.load ? thread : best), first);
-    return await idlest.call(method, argument, transfer);
+    return others.reduce((best, thread) => (thread.load < best.load ? thread : best), first);
+  }
+
+  /** Calls a method on the least loaded thread: see `Thread.call`. */
+  async run(method: string, argument: unknown, transfer: readonly Transferable[] = []): Promise<unknown> {
+    return await this.idlest.call(method, argument, transfer);
   }
 
   /** Calls a method on every thread; waits for all, then throws the first error if there was one. */
   async runOnAll(method: string, argument: unknown): Promise<unknown[]> {
-    const results = await Promise.allSettled(
-      this.#threads.map((thread) => thread.call(method, argument, [])),
-    );
+    const results = await Promise.allSettled(this.threads.map((thread) => thread.call(method, argument)));
     return results.map((result) => {
       if (result.status === "rejected") throw result.reason;
       return result.value;
@@ -99,6 +102,6 @@ export class WorkerPool {
 
   /** Ends all threads. What still waits ends with an error. */
   async stop(): Promise<void> {
-    await Promise.all(this.#threads.map((thread) => thread.stop()));
+    await Promise.all(this.threads.map((thread) => thread.stop()));
   }
 }

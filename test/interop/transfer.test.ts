@@ -7,7 +7,7 @@ import { KiB, MiB, type HeadLastSink } from "../../src/bytes/index.js";
 import { Budget, deferred, RateLimit } from "../../src/flow/index.js";
 import { ImageChain, ImageReader, ImageWriter } from "../../src/qcow2/index.js";
 import { LocalStorage } from "../../src/storage/index.js";
-import { FrameDecoder, FrameReader, streamChain } from "../../src/transfer/index.js";
+import { FrameDecoder, FrameReader, streamChain, type FrameExport } from "../../src/transfer/index.js";
 import { checkImage, CLEAN, toRaw } from "../support/image.js";
 import { startQemuNbd, type RealNbdServer } from "../support/nbd-servers.js";
 import { temporaryDirectory, type TemporaryDirectory } from "../support/temporary.js";
@@ -48,6 +48,13 @@ function serveDisk(directory: TemporaryDirectory): Promise<RealNbdServer> {
   return startQemuNbd({ image, format: "raw", exportName: "disk" });
 }
 
+/** What serves here is not hurt by a client that leaves. */
+const UNGUARDED = { protect: () => Promise.resolve(), signal: new AbortController().signal };
+
+function exportsOf({ address }: RealNbdServer): readonly FrameExport[] {
+  return [{ disk: "d", address, exportName: "disk" }];
+}
+
 describe("transfer", () => {
   it("copyDisk() and streamChain() keep every byte, and qemu-img agrees", async () => {
     await using directory = await temporaryDirectory();
@@ -60,7 +67,7 @@ describe("transfer", () => {
       clusterSize: CLUSTER,
       identity,
     });
-    const reader = await FrameReader.start([{ address: server.address, exportName: "disk" }], 2);
+    const reader = await FrameReader.start(exportsOf(server), 2, UNGUARDED);
     const copy = wholeDisk(disk.length, writer);
     const signal = new AbortController().signal;
     await reader.greet(3);
@@ -116,7 +123,7 @@ describe("transfer", () => {
       abort: () => Promise.resolve(),
     };
     const writer = ImageWriter.create(sink, { virtualSize: disk.length, clusterSize: CLUSTER, identity });
-    const reader = await FrameReader.start([{ address: server.address, exportName: "disk" }], 2);
+    const reader = await FrameReader.start(exportsOf(server), 2, UNGUARDED);
     await reader.greet(1);
     const limit = 3 * UNIT_BYTES;
     const inFlight = new Budget(limit);
@@ -147,7 +154,7 @@ describe("transfer", () => {
       abort: () => Promise.resolve(),
     };
     const writer = ImageWriter.create(sink, { virtualSize: 16 * MiB, clusterSize: CLUSTER, identity });
-    const reader = await FrameReader.start([{ address: server.address, exportName: "disk" }], 2);
+    const reader = await FrameReader.start(exportsOf(server), 2, UNGUARDED);
     await reader.greet(1);
     const inFlight = new Budget(8 * MiB);
     const signal = new AbortController().signal;

@@ -72,7 +72,11 @@ export class Protection {
    * @throws {GuardError} when no guard can be started, unless that is allowed
    */
   async hold(descriptors: readonly number[]): Promise<void> {
-    this.#connections = descriptors.map((fd) => ({ fd, inode: fstatSync(fd).ino }));
+    if (this.#isOver) throw new GuardError("the frozen point is being taken down");
+    this.#connections = descriptors.flatMap((fd) => {
+      const inode = inodeOf(fd);
+      return inode === undefined ? [] : [{ fd, inode }];
+    });
     await this.#change();
   }
 
@@ -158,10 +162,15 @@ export class Protection {
 }
 
 function isTheSame({ fd, inode }: Given): boolean {
+  return inodeOf(fd) === inode;
+}
+
+/** undefined for a descriptor that was closed: the other end of a connection may break it off at any time. */
+function inodeOf(fd: number): number | undefined {
   try {
-    return fstatSync(fd).ino === inode;
+    return fstatSync(fd).ino;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "EBADF") throw error;
-    return false;
+    return undefined;
   }
 }
