@@ -67,6 +67,8 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   const { repository, machine: name, source, signal } = options;
   requirePointText(options);
   await using machine = await openMachine(source, { signal });
+  // What a dead run left can hurt the guest: that goes whatever the repository says, or does not say.
+  await recover(machine, { signal });
   await using lock = await repository.lockMachine(name, { signal });
   const io = { signal: anySignal(signal, lock.lost) };
 

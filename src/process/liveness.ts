@@ -1,3 +1,4 @@
+import { uptime } from "node:os";
 import { startTimeOf, type ProcessIdentity, type ProcessOnHost } from "./identity.js";
 
 /**
@@ -21,11 +22,22 @@ export async function judgeOnThisHost(wanted: ProcessIdentity, here: ProcessIden
   return found === startTime ? "alive" : "gone";
 }
 
-/** Judges a process of any host. */
-export async function judgeOnAnyHost(wanted: ProcessOnHost, here: ProcessOnHost): Promise<Liveness> {
+/**
+ * Judges a process of any host.
+ *
+ * @param lastSign when the process last gave a sign of life
+ */
+export async function judgeOnAnyHost(
+  wanted: ProcessOnHost,
+  here: ProcessOnHost,
+  lastSign: Date,
+): Promise<Liveness> {
   if (wanted.machineId === null || wanted.machineId !== here.machineId) return "unknown";
-  // Cloned hosts and containers may share a machine id; with the host's name it is one host, started anew.
-  if (wanted.bootId !== here.bootId && wanted.host !== here.host) return "unknown";
+  if (wanted.bootId !== here.bootId) {
+    // Cloned hosts and containers may share a machine id. It is this host, started anew, when the name is the same too,
+    // and nothing was heard of the process since the start: a clone's process goes on giving signs of life.
+    if (wanted.host !== here.host || lastSign.getTime() >= Date.now() - uptime() * 1000) return "unknown";
+  }
   return await judgeOnThisHost(wanted, here);
 }
 

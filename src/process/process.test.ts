@@ -1,6 +1,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
+import { uptime } from "node:os";
 import { describe, expect, it } from "vitest";
 import { judgeOnAnyHost, judgeOnThisHost, thisHost, thisProcess, type ProcessOnHost } from "./index.js";
 
@@ -48,17 +49,28 @@ describe("judgeOnThisHost()", () => {
 });
 
 describe("judgeOnAnyHost()", () => {
+  const now = new Date();
+  const beforeBoot = new Date(Date.now() - uptime() * 1000 - 60_000);
+
   it("knows this process, and that it cannot know those of other hosts", async () => {
     const own = await here();
-    expect(await judgeOnAnyHost(own, own)).toBe("alive");
-    expect(await judgeOnAnyHost({ ...own, pid: NO_PID }, own)).toBe("gone");
-    expect(await judgeOnAnyHost({ ...own, startTime: "1" }, own)).toBe("gone");
-    expect(await judgeOnAnyHost({ ...own, bootId: "x" }, own)).toBe("gone");
-    expect(await judgeOnAnyHost({ ...own, bootId: "x", host: "x" }, own)).toBe("unknown");
-    expect(await judgeOnAnyHost({ ...own, machineId: "x" }, own)).toBe("unknown");
-    expect(await judgeOnAnyHost({ ...own, machineId: null }, { ...own, machineId: null })).toBe("unknown");
-    expect(await judgeOnAnyHost({ ...own, bootId: null }, own)).toBe("unknown");
-    expect(await judgeOnAnyHost({ ...own, pidNamespace: "x" }, own)).toBe("unknown");
-    expect(await judgeOnAnyHost({ ...own, startTime: null }, own)).toBe("unknown");
+    expect(await judgeOnAnyHost(own, own, now)).toBe("alive");
+    expect(await judgeOnAnyHost({ ...own, pid: NO_PID }, own, now)).toBe("gone");
+    expect(await judgeOnAnyHost({ ...own, startTime: "1" }, own, now)).toBe("gone");
+    expect(await judgeOnAnyHost({ ...own, bootId: "x", host: "x" }, own, now)).toBe("unknown");
+    expect(await judgeOnAnyHost({ ...own, machineId: "x" }, own, now)).toBe("unknown");
+    expect(await judgeOnAnyHost({ ...own, machineId: null }, { ...own, machineId: null }, now)).toBe(
+      "unknown",
+    );
+    expect(await judgeOnAnyHost({ ...own, bootId: null }, own, now)).toBe("unknown");
+    expect(await judgeOnAnyHost({ ...own, pidNamespace: "x" }, own, now)).toBe("unknown");
+    expect(await judgeOnAnyHost({ ...own, startTime: null }, own, now)).toBe("unknown");
+  });
+
+  it("tells this host before a restart from a clone of it, which has given a sign of life since", async () => {
+    const own = await here();
+    expect(await judgeOnAnyHost({ ...own, bootId: "x" }, own, beforeBoot)).toBe("gone");
+    expect(await judgeOnAnyHost({ ...own, bootId: "x" }, own, now)).toBe("unknown");
+    expect(await judgeOnAnyHost({ ...own, bootId: "x", host: "x" }, own, beforeBoot)).toBe("unknown");
   });
 });

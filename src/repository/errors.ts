@@ -45,6 +45,16 @@ export class LockedError extends BusyError {
   }
 }
 
+/** A lock that is not what tidemark writes. */
+export class LockUnreadableError extends BusyError {
+  constructor(key: string, where: string, what: string, cause: unknown) {
+    super("TM_LOCK_UNREADABLE", `Cannot read lock "${key}": ${what}`, {
+      cause,
+      hint: `A later run takes it over once it has not changed for a minute. If no run uses this machine, remove "${key}" from ${where}`,
+    });
+  }
+}
+
 /** This run's lock, or what its work is based on, was taken from it meanwhile: it must not commit. */
 export class FencedError extends BusyError {
   constructor(message: string, details?: ErrorDetails) {

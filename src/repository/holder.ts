@@ -1,7 +1,8 @@
+import { createHash } from "node:crypto";
 import { z } from "zod";
 import { KiB, type IoOptions } from "../bytes/index.js";
-import { TidemarkError } from "../errors/index.js";
 import { ObjectNotFoundError, type Storage } from "../storage/index.js";
+import { LockUnreadableError } from "./errors.js";
 import { firstIssue, parseJson } from "./manifest-codec.js";
 
 const MAX_LOCK_BYTES = 64 * KiB;
@@ -39,18 +40,31 @@ export function encodeHolder(holder: Holder): Buffer {
 /**
  * The holder that a lock names; undefined when there is definitely no lock.
  *
- * @throws {TidemarkError} TM_LOCK_UNREADABLE when it is no lock that tidemark wrote
+ * @throws {LockUnreadableError} when it is no lock that tidemark wrote
  */
 export async function readHolder(
   storage: Storage,
   key: string,
   options: IoOptions = {},
 ): Promise<Holder | undefined> {
-  const unreadable = (what: string, cause: unknown): TidemarkError =>
-    new TidemarkError("TM_LOCK_UNREADABLE", `Cannot read lock "${key}": ${what}`, {
-      cause,
-      hint: `If no run uses this machine, remove "${key}" from ${storage.description}`,
-    });
+  const occupant = await readOccupant(storage, key, options);
+  if (occupant !== undefined && "unreadable" in occupant) throw occupant.unreadable;
+  return occupant;
+}
+
+/** What holds a lock whose content is not what tidemark writes: a computer's crash may have damaged it. */
+export interface Stranger {
+  /** Made of the content: it changes with it, and claims bear it as they do a holder's. */
+  readonly token: string;
+  readonly unreadable: LockUnreadableError;
+}
+
+/** As `readHolder`, but something that cannot be understood is an answer. */
+export async function readOccupant(
+  storage: Storage,
+  key: string,
+  options: IoOptions = {},
+): Promise<Holder | Stranger | undefined> {
   let bytes: Buffer;
   try {
     bytes = await storage.get(key, { maxLength: MAX_LOCK_BYTES, ...options });
@@ -58,7 +72,14 @@ export async function readHolder(
     if (error instanceof ObjectNotFoundError) return undefined;
     throw error;
   }
-  const parsed = holderSchema.safeParse(parseJson(bytes, unreadable));
-  if (parsed.success) return parsed.data;
-  throw unreadable(firstIssue(parsed.error), parsed.error);
+  const unreadable = (what: string, cause: unknown): LockUnreadableError =>
+    new LockUnreadableError(key, storage.description, what, cause);
+  try {
+    const parsed = holderSchema.safeParse(parseJson(bytes, unreadable));
+    if (parsed.success) return parsed.data;
+    throw unreadable(firstIssue(parsed.error), parsed.error);
+  } catch (error) {
+    if (!(error instanceof LockUnreadableError)) throw error;
+    return { token: createHash("md5").update(bytes).digest("hex"), unreadable: error };
+  }
 }

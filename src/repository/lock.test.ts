@@ -1,4 +1,5 @@
 import { once } from "node:events";
+import { uptime } from "node:os";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { BusyError } from "../errors/index.js";
 import { thisHost, thisProcess } from "../process/index.js";
@@ -87,8 +88,36 @@ describe("MachineLock", () => {
   });
 
   it("is taken over from before this host was started anew", async () => {
-    await putHolder({ bootId: "before" });
+    const heartbeat = new Date(Date.now() - uptime() * 1000 - 1000).toISOString();
+    await putHolder({ bootId: "before", heartbeat });
     await (await acquire()).verify();
+  });
+
+  it("is not taken over from a clone of this host, which was started at another time", async () => {
+    await putHolder({ bootId: "another", heartbeat: new Date().toISOString() });
+    await expect(acquire()).rejects.toThrow(LockedError);
+  });
+
+  it("is taken over from a holder of the future only once it was silent for as long as a stale one", async () => {
+    await putHolder({ ...ELSEWHERE, heartbeat: "2999-01-01T00:00:00.000Z" });
+    const started = performance.now();
+    const times = { ...FAST, stale: 200 };
+    await (await acquire(times)).verify();
+    expect(performance.now() - started).toBeGreaterThanOrEqual(times.stale);
+  });
+
+  it("is not taken over from a living holder whose clock is far ahead", async () => {
+    const holder = await putHolder({ ...ELSEWHERE, heartbeat: "2999-01-01T00:00:00.000Z" });
+    const get = storage.get.bind(storage);
+    let looks = 0;
+    storage.get = async (...call) => {
+      looks += 1;
+      // Its heartbeat comes between the second and the third look of the watch.
+      if (looks === 3) await putHolder({ ...holder, heartbeat: "2999-01-01T00:00:10.000Z" });
+      return get(...call);
+    };
+    await expect(acquire(FAST)).rejects.toThrow(LockedError);
+    expect(looks).toBe(3);
   });
 
   it("is not taken over from a living process, however old its heartbeat is", async () => {
@@ -183,10 +212,29 @@ describe("MachineLock", () => {
     await expect(lock.verify()).rejects.toThrow(FencedError);
   });
 
-  it("a lock that is no lock is an error that says what to remove", async () => {
-    for (const content of ["{", "{}", '{"token": "../../x"}']) {
+  it.each(["", "{", "{}", '{"token": "../../x"}', "\0".repeat(300)])(
+    "a lock that holds %j is taken over once it has not changed for long",
+    async (content) => {
       await storage.put(KEY, Buffer.from(content));
-      await expect(acquire()).rejects.toMatchObject({ code: "TM_LOCK_UNREADABLE" });
-    }
+      const started = performance.now();
+      await (await acquire(FAST)).verify();
+      expect(performance.now() - started).toBeGreaterThanOrEqual(FAST.stale);
+      expect(await keys()).toEqual([KEY]);
+    },
+  );
+
+  it("a damaged lock has one successor of 16 at once", async () => {
+    await storage.put(KEY, Buffer.from("damaged"));
+    const results = await Promise.allSettled(Array.from({ length: 16 }, () => acquire(FAST)));
+    expect(results.filter((result) => result.status === "fulfilled")).toHaveLength(1);
+    expect(await keys()).toEqual([KEY]);
+  });
+
+  it("is not taken over from a living holder under whom it was damaged: that one mends it", async () => {
+    const lock = await acquire(FAST);
+    await storage.put(KEY, Buffer.from("damaged"));
+    await expect(lock.verify()).rejects.toMatchObject({ code: "TM_LOCK_UNREADABLE" });
+    await expect(acquire({ ...FAST, stale: 1000 })).rejects.toThrow(LockedError);
+    await lock.verify();
   });
 });

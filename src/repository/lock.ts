@@ -2,7 +2,7 @@ import type { IoOptions } from "../bytes/index.js";
 import { thisHost, thisProcess } from "../process/index.js";
 import type { Storage } from "../storage/index.js";
 import { FencedError } from "./errors.js";
-import { describeHolder, encodeHolder, readHolder, type Holder } from "./holder.js";
+import { describeHolder, encodeHolder, readHolder, readOccupant, type Holder } from "./holder.js";
 import { LOCK_TIMES, LockContest, type LockTimes } from "./lock-contest.js";
 
 /**
@@ -88,8 +88,10 @@ export class MachineLock {
     if (this.#isReleased || this.#lost.signal.aborted) return;
     try {
       const signal = AbortSignal.timeout(this.#times.stale);
-      const found = await readHolder(this.#storage, this.key, { signal });
-      if (found?.token !== this.token) {
+      const found = await readOccupant(this.#storage, this.key, { signal });
+      // What became unreadable under a living holder is written anew: or else it would be taken for abandoned.
+      const isDamaged = found !== undefined && "unreadable" in found;
+      if (!isDamaged && found?.token !== this.token) {
         clearInterval(this.#timer);
         this.#lost.abort(this.#fenced(found));
         return;

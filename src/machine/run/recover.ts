@@ -51,11 +51,13 @@ interface DeadRun {
 
 /**
  * Cleans up what dead runs left in a machine and beside it: exports, jobs, scratch, transient bitmaps, the NBD
- * server, files. Checkpoints' bitmaps go by the catalogue rule alone.
+ * server, files. Checkpoints' bitmaps go by the catalogue rule alone, and last: all else is removed also when the
+ * catalogue cannot be read.
  *
  * @throws {RunBusyError} when a run that lives (or may live) has things in the machine; nothing is touched
  * @throws {ForeignServerError} when another program exports over NBD; nothing is touched
  * @throws {MachineBusyError} when there is something to do, and the machine migrates; nothing is touched
+ * @throws whatever the catalogue throws
  * @throws {TeardownError} when something could not be removed; the rest is
  */
 export async function recover(machine: QmpSource, options: RecoverOptions = {}): Promise<Leftovers> {
@@ -64,20 +66,27 @@ export async function recover(machine: QmpSource, options: RecoverOptions = {}):
   const [foreign] = inventory.foreignExports;
   if (foreign !== undefined && !dryRun) throw new ForeignServerError(`it serves export "${foreign}"`);
   const dead = await findDead(machine, inventory, options);
-  const leftovers: Leftovers = {
-    runs: dead.map(describe),
-    bitmaps: checkpoints === undefined ? [] : await judgeBitmaps(machine, checkpoints),
-  };
-  if (dryRun) return leftovers;
+  const runs = dead.map(describe);
+  if (!dryRun) await cleanAll(machine, dead, { signal });
+  // Last: a catalogue that cannot be read must not keep a scratch growing until the guest's writes fail.
+  const bitmaps = checkpoints === undefined ? [] : await judgeBitmaps(machine, checkpoints);
+  if (!dryRun && bitmaps.length > 0) {
+    await machine.assertHere({ signal });
+    await removeBitmaps(machine.qmp, bitmaps);
+    await machine.refresh({ signal });
+  }
+  return { runs, bitmaps };
+}
+
+async function cleanAll(machine: QmpSource, dead: readonly DeadRun[], { signal }: IoOptions): Promise<void> {
   machine.assertWorking();
-  if (leftovers.runs.length + leftovers.bitmaps.length > 0) await machine.assertHere({ signal });
+  if (dead.length === 0) return;
+  await machine.assertHere({ signal });
   for (const run of dead) {
     signal?.throwIfAborted();
     await clean(machine, run);
   }
-  await removeBitmaps(machine.qmp, leftovers.bitmaps);
-  if (leftovers.runs.length + leftovers.bitmaps.length > 0) await machine.refresh({ signal });
-  return leftovers;
+  await machine.refresh({ signal });
 }
 
 /**
@@ -93,7 +102,7 @@ async function findDead(
   const { key, address } = machine.place;
   const others = inventory.runs.filter(({ run }) => run !== machine.runId);
   for (const objects of others) {
-    const found = records.find(({ record }) => record.run === objects.run);
+    const found = records.find(({ run }) => run === objects.run);
     // A transient bitmap alone is no sign of life: one on a read-only node cannot even be removed.
     const holdsNothing = objects.exports.length + objects.jobs.length + objects.nodes.length === 0;
     if (dryRun || found?.liveness === "dead" || (found === undefined && holdsNothing)) continue;
@@ -101,17 +110,17 @@ async function findDead(
     if (unknownRuns === "refuse") throw unknown(objects.run, machine.runDirectory);
   }
   const concerned = records.filter(
-    ({ record, liveness }) =>
+    ({ run, record, liveness }) =>
       liveness === "dead" &&
-      (inventory.runs.some(({ run }) => run === record.run) ||
-        (key !== null && record.machine.key === key) ||
-        record.machine.address === address),
+      (inventory.runs.some((objects) => objects.run === run) ||
+        (key !== null && record?.machine.key === key) ||
+        record?.machine.address === address),
   );
-  const runs = new Set([...others.map(({ run }) => run), ...concerned.map(({ record }) => record.run)]);
+  const runs = new Set([...others.map(({ run }) => run), ...concerned.map(({ run }) => run)]);
   return [...runs]
     .map((run) => ({
       objects: objectsOf(inventory, run),
-      found: records.find(({ record }) => record.run === run),
+      found: records.find((found) => found.run === run),
     }))
     .filter(({ found }) => found === undefined || found.liveness === "dead");
 }
@@ -123,7 +132,7 @@ async function clean(machine: QmpSource, { objects, found }: DeadRun): Promise<v
     record: found?.record,
     bitmaps: objects.bitmaps,
     // Nothing says where its server listens. But QEMU has one at most, and another program's export would have ended this.
-    stopAnyServer: found === undefined && objects.exports.length + objects.nodes.length > 0,
+    stopAnyServer: found?.record === undefined && objects.exports.length + objects.nodes.length > 0,
   });
 }
 
@@ -143,14 +152,14 @@ function describe({ objects, found }: DeadRun): LeftoverRun {
     exports: objects.exports,
     jobs: objects.jobs,
     nodes: objects.nodes,
-    files: [...new Set([...objects.files, ...(found?.record.files ?? [])])],
+    files: [...new Set([...objects.files, ...(found?.record?.files ?? [])])],
     bitmaps: objects.bitmaps.map(({ name }) => name),
   };
 }
 
-function alive({ record }: FoundRun): RunBusyError {
+function alive({ run, record }: FoundRun): RunBusyError {
   return new RunBusyError(
-    `Cannot clean up the machine: run ${record.run} of process ${record.holder.pid} works on it`,
+    `Cannot clean up the machine: run ${run} of process ${record?.holder.pid ?? "(unknown)"} works on it`,
     { hint: "Wait until it has ended" },
   );
 }

@@ -31,14 +31,16 @@ export interface MachinePlace {
 
 /** A record that was found. */
 export interface FoundRun {
-  readonly record: RunRecord;
+  readonly run: string;
+  /** undefined: it cannot be understood, and belongs to a dead run. */
+  readonly record: RunRecord | undefined;
   /** "ending": its holder is dead, and its guard takes down what it left. */
   readonly liveness: "alive" | "ending" | "dead";
 }
 
 /** A run refreshes its record this often, in milliseconds … */
 export const HEARTBEAT = 10_000;
-/** … and one of another pid namespace counts as dead after this long without. */
+/** … and one of another pid namespace, or with a damaged record, counts as dead after this long without. */
 const SILENCE = 60_000;
 
 const RUN_FILE = /^([0-9a-f]{8})\.json$/;
@@ -57,7 +59,7 @@ export async function removeRecord(directory: string, run: string): Promise<void
 /**
  * All records of a run directory, each judged. None when there is no such directory yet.
  *
- * @throws {TidemarkError} TM_RUN_RECORD when one cannot be understood: its run may be alive
+ * @throws {TidemarkError} TM_RUN_RECORD when one cannot be understood and is fresh: its run may be alive
  */
 export async function readRecords(directory: string): Promise<FoundRun[]> {
   const names = await namesIn(directory);
@@ -96,29 +98,37 @@ async function readRecord(path: string): Promise<FoundRun | undefined> {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
     throw error;
   }
+  const run = basename(path, ".json");
+  const isSilent = Date.now() - heartbeat > SILENCE;
   const record = parseRecord(path, text);
+  if (record instanceof Error) {
+    if (!isSilent) throw record;
+    return { run, record: undefined, liveness: "dead" };
+  }
   const here = await thisProcess();
   const holder = await judgeOnThisHost(record.holder, here);
-  if (holder === "alive") return { record, liveness: "alive" };
+  if (holder === "alive") return { run, record, liveness: "alive" };
   if (holder === "gone") {
     const guard = record.guard === undefined ? "gone" : await judgeOnThisHost(record.guard, here);
-    return { record, liveness: guard === "gone" ? "dead" : "ending" };
+    return { run, record, liveness: guard === "gone" ? "dead" : "ending" };
   }
-  return { record, liveness: Date.now() - heartbeat > SILENCE ? "dead" : "alive" };
+  return { run, record, liveness: isSilent ? "dead" : "alive" };
 }
 
-function parseRecord(path: string, text: string): RunRecord {
+/** The record, or what is wrong with it. */
+function parseRecord(path: string, text: string): RunRecord | TidemarkError {
   let value: unknown;
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    throw unreadable(path, "it is not JSON", cause);
+    return unreadable(path, "it is not JSON", cause);
   }
   if (!isRecord(value) || `${value.run}.json` !== basename(path)) {
-    throw unreadable(path, "it does not describe the run of its name");
+    return unreadable(path, "it does not describe the run of its name");
   }
   for (const file of value.files) {
-    if (!isScratchFile(file, value.run)) throw unreadable(path, `it lists ${file}, which is no scratch file`);
+    if (!isScratchFile(file, value.run))
+      return unreadable(path, `it lists ${file}, which is no scratch file`);
   }
   return value;
 }
@@ -152,8 +162,8 @@ function isProcess(value: ProcessIdentity | undefined): boolean {
 }
 
 function unreadable(path: string, why: string, cause?: unknown): TidemarkError {
-  return new TidemarkError("TM_RUN_RECORD", `Read the state file of a run, ${path}: ${why}`, {
+  return new TidemarkError("TM_RUN_RECORD", `Cannot read the state file of a run, ${path}: ${why}`, {
     cause,
-    hint: "Make sure that no tidemark works on the machine, then delete the file",
+    hint: "Try again in a minute: a run that gives no sign of life meanwhile counts as dead",
   });
 }

@@ -1,4 +1,4 @@
-import { chmod, mkdtemp, readdir, rm, utimes, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, rm, symlink, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -102,14 +102,49 @@ describe("Run.acquire()", () => {
     await expect(Run.acquire(directory, MONITOR)).rejects.toThrow(/others could change it/);
   });
 
+  it("refuses a directory that others can put another one in the place of", async () => {
+    await chmod(join(directory, ".."), 0o777);
+    await expect(Run.acquire(directory, MONITOR)).rejects.toMatchObject({ code: "TM_RUN_DIRECTORY" });
+    await chmod(join(directory, ".."), 0o1777);
+    await Run.acquire(directory, MONITOR).then((run) => run.release());
+  });
+
+  it("refuses a symbolic link, wherever it leads: who made it can make it lead elsewhere", async () => {
+    const real = join(directory, "..", "real");
+    await mkdir(real, { mode: 0o700 });
+    await symlink(real, directory);
+    await expect(Run.acquire(directory, MONITOR)).rejects.toMatchObject({ code: "TM_RUN_DIRECTORY" });
+    expect(await readdir(real)).toEqual([]);
+  });
+
+  it("says which directory cannot be used, and why", async () => {
+    await writeFile(directory, "no directory");
+    await expect(Run.acquire(directory, MONITOR)).rejects.toMatchObject({
+      ...{ code: "TM_RUN_DIRECTORY", message: expect.stringContaining(directory) as string },
+    });
+    await expect(Run.acquire(join(directory, "below"), MONITOR)).rejects.toMatchObject({
+      code: "TM_RUN_DIRECTORY",
+    });
+  });
+
   it.each([
     ["no JSON", "{"],
+    ["empty", ""],
     ["another run's", '{"version": 1, "run": "ffffffff"}'],
     ["a newer version's", '{"version": 2, "run": "01234567"}'],
-  ])("fails on a record that is %s: its run may live", async (_what, text) => {
+  ])("fails on a record that is %s as long as it is fresh: its run may live", async (_what, text) => {
     await Run.acquire(directory, MONITOR).then((run) => run.release());
     await writeFile(join(directory, "01234567.json"), text);
     await expect(Run.acquire(directory, MONITOR)).rejects.toMatchObject({ code: "TM_RUN_RECORD" });
+    expect(await readdir(directory)).toEqual(["01234567.json"]);
+    // A living one would have given a sign of life: its record's time.
+    const past = new Date(Date.now() - 61_000);
+    await utimes(join(directory, "01234567.json"), past, past);
+    const run = await Run.acquire(directory, MONITOR);
+    expect(await readRecords(directory)).toContainEqual({
+      ...{ run: "01234567", record: undefined, liveness: "dead" },
+    });
+    await run.release();
   });
 
   it.each([

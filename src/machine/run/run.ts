@@ -1,8 +1,9 @@
 import { randomInt } from "node:crypto";
 import { chmod, lstat, mkdir, stat, utimes } from "node:fs/promises";
+import { dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { IoOptions } from "../../bytes/index.js";
-import { TidemarkError } from "../../errors/index.js";
+import { messageOf, TidemarkError } from "../../errors/index.js";
 import { newRunId } from "../../point/index.js";
 import { thisProcess } from "../../process/index.js";
 import { formatQmpAddress, type QmpAddress } from "../../qmp/index.js";
@@ -75,7 +76,7 @@ export class Run {
       if (rival === undefined) return new Run(runDirectory, record);
       await removeRecord(runDirectory, record.run);
       const isSoonOver = rival.liveness === "ending" && performance.now() < started + GUARD_PATIENCE;
-      if (!isSoonOver && attempt === TRIES) throw busy(rival);
+      if (!isSoonOver && attempt === TRIES) throw busy(place, rival);
       if (!isSoonOver) attempt += 1;
       // Two that met both gave way: the next time they come apart.
       await sleep(randomInt(10, 100));
@@ -134,32 +135,52 @@ async function keyOfFile(path: string): Promise<string | null> {
 async function findRival(directory: string, own: RunRecord): Promise<FoundRun | undefined> {
   const { key } = own.machine;
   if (key === null) return undefined;
-  const others = await readRecords(directory);
-  return others.find(
-    ({ record, liveness }) => record.run !== own.run && liveness !== "dead" && record.machine.key === key,
-  );
+  try {
+    const others = await readRecords(directory);
+    return others.find(
+      ({ run, record, liveness }) => run !== own.run && liveness !== "dead" && record?.machine.key === key,
+    );
+  } catch (error) {
+    await removeRecord(directory, own.run);
+    throw error;
+  }
 }
 
 /** The directory must be ours alone: its files say which processes are alive and which files may go. */
 async function prepareDirectory(path: string): Promise<void> {
-  const created = await mkdir(path, { recursive: true, mode: 0o700 });
-  if (created !== undefined) await chmod(path, 0o700);
-  const { uid, mode } = await lstat(path);
-  if (uid === process.geteuid?.() && (mode & 0o022) === 0) return;
-  throw new TidemarkError(
-    "TM_RUN_DIRECTORY",
-    `Use run directory ${path}: it belongs to user ${uid} with mode ${(mode & 0o777).toString(8)}, others could change it`,
-    { hint: "Give it to the user that runs tidemark, with mode 0700, or name another one" },
-  );
+  const unusable = (why: string, hint: string, cause?: unknown): TidemarkError =>
+    new TidemarkError("TM_RUN_DIRECTORY", `Cannot use run directory ${path}: ${why}`, { hint, cause });
+  try {
+    const created = await mkdir(path, { recursive: true, mode: 0o700 });
+    if (created !== undefined) await chmod(path, 0o700);
+    // Of the path as it is: a link could be made to lead elsewhere.
+    const found = await lstat(path);
+    const { uid, mode } = found;
+    if (!found.isDirectory() || uid !== process.geteuid?.() || (mode & 0o022) !== 0) {
+      const what = found.isDirectory() ? "" : "is no directory itself, ";
+      throw unusable(
+        `it ${what}belongs to user ${uid} with mode ${(mode & 0o777).toString(8)}, others could change it`,
+        "Give it to the user that runs tidemark, with mode 0700, or name another one",
+      );
+    }
+    // Whoever can rename it can put another one in its place.
+    const parent = await stat(dirname(path));
+    if ((parent.mode & 0o002) !== 0 && (parent.mode & 0o1000) === 0)
+      throw unusable("everybody may write in the directory it is in", "Take that away (chmod o-w)");
+  } catch (error) {
+    if (error instanceof TidemarkError) throw error;
+    const hint = "TIDEMARK_RUNTIME_DIR names the directory that it is made in";
+    throw unusable(messageOf(error), hint, error);
+  }
 }
 
-function busy({ record, liveness }: FoundRun): RunBusyError {
-  const { run, holder, guard, machine } = record;
+function busy(place: MachinePlace, { run, record, liveness }: FoundRun): RunBusyError {
+  const { holder, guard } = record ?? {};
   const who =
     liveness === "ending" && guard !== undefined
       ? `the guard of run ${run}, process ${guard.pid}, takes down what it left`
-      : `run ${run} of process ${holder.pid} works on it`;
-  return new RunBusyError(`Cannot back up the machine at ${machine.address}: ${who}`, {
+      : `run ${run} of process ${holder?.pid ?? "(unknown)"} works on it`;
+  return new RunBusyError(`Cannot back up the machine at ${place.address}: ${who}`, {
     hint: "Wait until it has ended",
   });
 }
