@@ -9,7 +9,7 @@ const ROWS = [
   ["errors"],
   ["bytes", "flow", "process"],
   ["point", "extent", "retention"],
-  ["qmp", "nbd", "qcow2", "storage", "guest-agent"],
+  ["qmp", "nbd", "qcow2", "hashes", "storage", "guest-agent"],
   ["machine", "repository"],
   ["transfer"],
   ["backup", "restore", "verify", "serve", "rewrite", "copy", "inspect"],

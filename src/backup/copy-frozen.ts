@@ -1,11 +1,11 @@
 import { messageOf } from "../errors/index.js";
 import { anySignal, Budget, RateLimit, unlessAborted } from "../flow/index.js";
 import type { FrozenPoint } from "../machine/index.js";
-import type { ImageWriter } from "../qcow2/index.js";
 import { Connections } from "./connections.js";
 import { copyDisk, measureCopy, UNIT_BYTES, type CopyResources } from "./disk-copy.js";
 import type { DiskMaps } from "./disk-maps.js";
 import type { DiskPlan } from "./disk-plan.js";
+import type { DiskWriter } from "./disk-writer.js";
 import type { BackupObserver } from "./observer.js";
 import type { DiskShape } from "./plan.js";
 import type { CopiedDisk, PointImages } from "./point-images.js";
@@ -105,7 +105,7 @@ async function copyAll(
 interface DiskJob extends DiskShape {
   readonly plan: DiskPlan;
   readonly maps: DiskMaps;
-  readonly writer: ImageWriter;
+  readonly writer: DiskWriter;
   readonly export: number;
 }
 
@@ -120,7 +120,13 @@ async function copyOne(
   const onProgress = (done: number): void => observer.progress?.({ disk: plan.name, done, total });
   onProgress(0);
   await copyDisk(
-    { ...job, storeZeroes: plan.base !== undefined, facts: (range) => maps.facts(range), onProgress },
+    {
+      ...job,
+      hashKey: plan.hashKey,
+      storeZeroes: plan.base !== undefined,
+      facts: (range) => maps.facts(range),
+      onProgress,
+    },
     resources,
   );
   return { plan, writer, dirtyBytes: await maps.dirtyBytes() };

@@ -1,8 +1,9 @@
 import { MiB } from "../bytes/index.js";
 import { endOf, totalLength, type Extent } from "../extent/index.js";
 import { anySignal, type Budget, type RateLimit } from "../flow/index.js";
-import type { ImageWriter } from "../qcow2/index.js";
+import { ExpectedClusters, type HashWindow } from "../hashes/index.js";
 import type { FrameReader } from "../transfer/index.js";
+import type { DiskWriter } from "./disk-writer.js";
 import {
   bytesToRead,
   packUnits,
@@ -19,11 +20,15 @@ export const UNIT_BYTES = 2 * MiB;
 export interface DiskCopy extends DiskShape {
   /** Index of the disk's export in the FrameReader. */
   readonly export: number;
-  readonly writer: ImageWriter;
+  readonly writer: DiskWriter;
+  /** Key of the hashes to make; undefined: none. */
+  readonly hashKey: Buffer | undefined;
   /** Whether clusters that read as zero must be stored: in an increment they cover the parent's data. */
   readonly storeZeroes: boolean;
   /** Looks up a range; asked in order, one at a time. */
   readonly facts: (range: Extent) => Promise<RangeFacts>;
+  /** Looks up what the parent holds of clusters, to store only what differs; undefined: all that is read is stored. */
+  readonly expected?: ((first: number, count: number) => Promise<HashWindow>) | undefined;
   readonly onProgress: (bytesDone: number) => void;
 }
 
@@ -62,16 +67,23 @@ export async function copyDisk(copy: DiskCopy, resources: CopyResources): Promis
   const underWay = new Map<number, Promise<void>>();
   let done = 0;
 
-  const copyUnit = async (extents: readonly Extent[], bytes: number): Promise<void> => {
+  const copyUnit = async (
+    extents: readonly Extent[],
+    bytes: number,
+    window: HashWindow | undefined,
+  ): Promise<void> => {
     try {
-      const { payload, used, frames, zeros } = await resources.reader.read({
+      const { payload, used, frames, hashes, zeros } = await resources.reader.read({
         export: copy.export,
         extents,
         clusterSize: copy.clusterSize,
+        hashKey: copy.hashKey,
+        expected: window && ExpectedClusters.pack(window, clustersOf(extents, copy.clusterSize)),
       });
       signal.throwIfAborted();
       if (copy.storeZeroes) for (const cluster of zeros) copy.writer.zero(cluster, 1);
-      if (frames.length > 0) await copy.writer.append({ payload: new Uint8Array(payload, 0, used), frames });
+      if (frames.length > 0)
+        await copy.writer.append({ payload: new Uint8Array(payload, 0, used), frames, hashes });
       resources.reader.recycle(payload);
       done += bytes;
       copy.onProgress(done);
@@ -90,6 +102,7 @@ export async function copyDisk(copy: DiskCopy, resources: CopyResources): Promis
         const first = offset / copy.clusterSize;
         copy.writer.zero(first, Math.ceil(length / copy.clusterSize));
       }
+      const window = plan.read.length === 0 ? undefined : await expectedOf(copy, range);
       for (const extents of packUnits(plan.read, UNIT_BYTES)) {
         const bytes = totalLength(extents);
         await resources.bandwidth.pass(bytes, { signal });
@@ -97,7 +110,7 @@ export async function copyDisk(copy: DiskCopy, resources: CopyResources): Promis
         const first = (extents[0]?.offset ?? 0) / copy.clusterSize;
         underWay.set(
           first,
-          copyUnit(extents, bytes).finally(() => underWay.delete(first)),
+          copyUnit(extents, bytes, window).finally(() => underWay.delete(first)),
         );
       }
       // What is planned and no longer under way will not be written again.
@@ -109,4 +122,20 @@ export async function copyDisk(copy: DiskCopy, resources: CopyResources): Promis
   }
   await Promise.all(underWay.values());
   signal.throwIfAborted();
+}
+
+/** What the parent holds of a range, where the disk is compared with it. */
+async function expectedOf(
+  { expected, clusterSize }: DiskCopy,
+  { offset, length }: Extent,
+): Promise<HashWindow | undefined> {
+  return await expected?.(offset / clusterSize, Math.ceil(length / clusterSize));
+}
+
+/** Numbers of the clusters that a unit reads, in its order. */
+function clustersOf(extents: readonly Extent[], clusterSize: number): number[] {
+  return extents.flatMap(({ offset, length }) => {
+    const first = offset / clusterSize;
+    return Array.from({ length: Math.ceil(length / clusterSize) }, (_, index) => first + index);
+  });
 }

@@ -7,6 +7,7 @@ import {
   type MachineSource,
   type SourceDisk,
 } from "../machine/index.js";
+import { newHashKey } from "../hashes/index.js";
 import { newDiskToken, repositoryTag } from "../point/index.js";
 import { DEFAULT_CLUSTER_SIZE } from "../qcow2/index.js";
 import type { PointChain, PointManifest, Repository } from "../repository/index.js";
@@ -31,6 +32,8 @@ export interface DiskPlan {
   readonly clusterSize: number;
   /** Undefined: full. */
   readonly base: Base | undefined;
+  /** Key of the hashes of what is stored: the parent's, or a new one. Undefined: none are made, the parent has none. */
+  readonly hashKey: Buffer | undefined;
   /** Why it is full; null for an increment. */
   readonly reason: string | null;
 }
@@ -99,14 +102,15 @@ async function planDisk(
   context: PlanContext,
 ): Promise<DiskPlan> {
   const plan = { disk, name, token: choice.token ?? newDiskToken(), clusterSize: DEFAULT_CLUSTER_SIZE };
-  const full = (reason: string): DiskPlan => ({ ...plan, base: undefined, reason });
+  const full = (reason: string): DiskPlan => ({ ...plan, base: undefined, hashKey: newHashKey(), reason });
   if (choice.kind === "full") return full(choice.reason);
   if (context.full) return full("asked for");
   const { base: bitmap, checkpoint, parentDiskName, parentVirtualSize } = choice;
   const { repository, machine, signal } = context;
   try {
     const chain = await repository.openChain(machine, checkpoint, parentDiskName, { signal });
-    return { ...plan, base: { bitmap, checkpoint, parentVirtualSize, chain }, reason: null };
+    const base = { bitmap, checkpoint, parentVirtualSize, chain };
+    return { ...plan, base, hashKey: await repository.hashKey(chain, { signal }), reason: null };
   } catch (error) {
     // An increment of damaged images could not be restored; a full can.
     if (error instanceof DamageError) return full(`parent damaged: ${error.message}`);

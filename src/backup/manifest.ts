@@ -1,12 +1,18 @@
 import type { FrozenPoint, MachineIdentity } from "../machine/index.js";
-import type { ImageSummary } from "../qcow2/index.js";
-import { imageFileOf, MANIFEST_FORMAT, type DiskManifest, type PointManifest } from "../repository/index.js";
+import {
+  hashesFileOf,
+  imageFileOf,
+  MANIFEST_FORMAT,
+  type DiskManifest,
+  type PointManifest,
+} from "../repository/index.js";
 import type { DiskPlan } from "./disk-plan.js";
+import type { DiskSummary } from "./disk-writer.js";
 
 /** A disk whose image is finished. */
 export interface StoredDisk {
   readonly plan: DiskPlan;
-  readonly summary: ImageSummary;
+  readonly summary: DiskSummary;
   /** Bytes that the bitmap showed as changed; null in a full. */
   readonly dirtyBytes: number | null;
 }
@@ -52,6 +58,7 @@ function parentOf(disks: readonly StoredDisk[]): string | undefined {
 
 function describeDisk({ plan, summary, dirtyBytes }: StoredDisk, bitmap: string | null): DiskManifest {
   const { disk, name, token, clusterSize, base, reason } = plan;
+  const { image, hashes } = summary;
   return {
     name,
     token,
@@ -62,11 +69,12 @@ function describeDisk({ plan, summary, dirtyBytes }: StoredDisk, bitmap: string 
     reason,
     parent: base?.checkpoint ?? null,
     image: imageFileOf(name),
-    bytes: summary.length,
-    sha256: summary.sha256,
-    segments: summary.segments,
-    dataClusters: summary.dataClusters,
-    zeroClusters: summary.zeroClusters,
+    bytes: image.length,
+    sha256: image.sha256,
+    segments: image.segments,
+    hashes: hashes === null ? null : { file: hashesFileOf(name), ...hashes },
+    dataClusters: image.dataClusters,
+    zeroClusters: image.zeroClusters,
     dirtyBytes,
     garbageBytes: 0,
     bitmap,

@@ -13,7 +13,7 @@ import {
 
 /** What is known of a range of a disk at the freeze. Lists are sorted; they may reach past the range. */
 export interface RangeFacts {
-  /** Bytes that may have changed since the base; undefined in a full: everything. */
+  /** Bytes that may have changed since the parent; undefined where that is not known, and in a full. */
   readonly dirty: readonly Extent[] | undefined;
   /** Bytes that read as zero, by the allocation map of the frozen disk. */
   readonly zero: readonly Extent[];
@@ -40,14 +40,15 @@ export interface DiskShape {
  *
  * An increment stores a dirty cluster that reads as zero as an explicit zero cluster: left unallocated, the
  * parent's old data would shine through. The same where the frozen disk reads as zero and the parent holds
- * data, dirty or not: a disk that shrank and grew back between two backups looks clean in its bitmap.
+ * data, dirty or not: a disk that shrank and grew back between two backups looks clean in its bitmap. Where nobody
+ * knows what changed, everything is read that does not read as zero, to be compared with the parent or stored.
  */
 export function planRange(range: Extent, facts: RangeFacts, shape: DiskShape): RangePlan {
   const { clusterSize, virtualSize } = shape;
   const zero = wholeClusters(intersect([range], normalize(facts.zero)), shape);
-  if (facts.dirty === undefined) return { read: subtract([range], zero), zero: [] };
-  const dirty = widen(intersect([range], normalize(facts.dirty)), clusterSize, virtualSize);
   const held = widen(intersect([range], normalize(facts.parentData)), clusterSize, virtualSize);
+  if (facts.dirty === undefined) return { read: subtract([range], zero), zero: intersect(zero, held) };
+  const dirty = widen(intersect([range], normalize(facts.dirty)), clusterSize, virtualSize);
   return { read: subtract(dirty, zero), zero: intersect(zero, union(dirty, held)) };
 }
 

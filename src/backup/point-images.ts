@@ -1,22 +1,22 @@
 import type { IoOptions } from "../bytes/index.js";
-import type { ImageWriter } from "../qcow2/index.js";
 import type { Repository } from "../repository/index.js";
 import type { DiskPlan } from "./disk-plan.js";
+import { DiskWriter } from "./disk-writer.js";
 import type { StoredDisk } from "./manifest.js";
 
 /** A disk whose content is read; its image is not finished. */
 export interface CopiedDisk {
   readonly plan: DiskPlan;
-  readonly writer: ImageWriter;
+  readonly writer: DiskWriter;
   readonly dirtyBytes: number | null;
 }
 
-/** The images of a point in the making. */
+/** The images of a point in the making, and their hashes. */
 export class PointImages {
   readonly #repository: Repository;
   readonly #machine: string;
   readonly #point: string;
-  readonly #writers: ImageWriter[] = [];
+  readonly #writers: { abort(): Promise<void> }[] = [];
 
   constructor(repository: Repository, machine: string, point: string) {
     this.#repository = repository;
@@ -24,18 +24,20 @@ export class PointImages {
     this.#point = point;
   }
 
-  /** Begins the image of a disk. */
-  async create({ name, token, disk, clusterSize, base }: DiskPlan, io: IoOptions): Promise<ImageWriter> {
-    const writer = await this.#repository.createImage(
-      {
-        ...{ machine: this.#machine, point: this.#point, disk: name, token },
-        ...{ virtualSize: disk.virtualSize, clusterSize },
-        parent: base === undefined ? undefined : { point: base.checkpoint, image: base.chain.disk.image },
-      },
-      io,
-    );
+  /** Begins the files of a disk. */
+  async create(plan: DiskPlan, io: IoOptions): Promise<DiskWriter> {
+    const { name, token, disk, clusterSize, base, hashKey } = plan;
+    const image = {
+      ...{ machine: this.#machine, point: this.#point, disk: name, token },
+      ...{ virtualSize: disk.virtualSize, clusterSize },
+      parent: base === undefined ? undefined : { point: base.checkpoint, image: base.chain.disk.image },
+    };
+    const writer = await this.#repository.createImage(image, io);
     this.#writers.push(writer);
-    return writer;
+    if (hashKey === undefined) return new DiskWriter(writer, undefined);
+    const hashes = await this.#repository.createHashes(image, hashKey, io);
+    this.#writers.push(hashes);
+    return new DiskWriter(writer, hashes);
   }
 
   /** Finishes all images. */

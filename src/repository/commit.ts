@@ -7,6 +7,7 @@ import { manifestKey } from "./layout.js";
 import type { PointManifest } from "./manifest.js";
 import { encodeManifest } from "./manifest-codec.js";
 import { resolveChain, resolveTop } from "./point-chain.js";
+import { openHashes } from "./point-hashes.js";
 import { PointImage } from "./point-image.js";
 
 export interface CommitOptions extends IoOptions {
@@ -56,7 +57,7 @@ export async function commitPoint(
   }
 }
 
-/** Opens every image of the point, which checks its length and its header. */
+/** Opens every image of the point, and its hashes, which checks their lengths and their headers. */
 async function checkImages(storage: Storage, manifest: PointManifest, { signal }: IoOptions): Promise<void> {
   const find = findOnce(storage, manifest.machine.name, { signal });
   for (const disk of manifest.disks) {
@@ -64,6 +65,8 @@ async function checkImages(storage: Storage, manifest: PointManifest, { signal }
     const affected = (): Promise<readonly string[]> => Promise.resolve([manifest.id]);
     const image = await PointImage.open(storage, facts, { signal, affected });
     await image.close();
+    const hashes = await openHashes(storage, manifest.machine.name, manifest.id, disk, { signal });
+    await hashes?.object.close();
   }
 }
 

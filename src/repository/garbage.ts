@@ -3,7 +3,7 @@ import { messageOf, TidemarkError } from "../errors/index.js";
 import { ImageReader } from "../qcow2/index.js";
 import type { Storage } from "../storage/index.js";
 import { readManifestBytes, surveyMachine, type Survey } from "./catalogue.js";
-import { backingPoint, lockKey, machinePrefix, manifestKey, pointPrefix } from "./layout.js";
+import { backingPoint, isHashesKey, lockKey, machinePrefix, manifestKey, pointPrefix } from "./layout.js";
 import type { MachineLock } from "./lock.js";
 
 /** Leftovers younger than this may be another run's attempt at the lock. */
@@ -99,6 +99,7 @@ async function reasonsToKeep(
   }
   for (let id = kept.pop(); id !== undefined; id = kept.pop()) {
     for await (const { key } of storage.list(pointPrefix(machine, id), options)) {
+      if (isHashesKey(key)) continue;
       const backing = await backingOf(storage, key, options);
       if ("unknown" in backing) {
         for (const other of uncommitted) keep(other, `what "${key}" needs is not known: ${backing.unknown}`);

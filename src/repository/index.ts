@@ -17,7 +17,7 @@ export {
   PointImageDamageError,
 } from "./errors.js";
 export type { Collection } from "./garbage.js";
-export { imageFileOf } from "./layout.js";
+export { hashesFileOf, imageFileOf } from "./layout.js";
 export { LOCK_TIMES, type LockTimes } from "./lock-contest.js";
 export { MachineLock } from "./lock.js";
 export {
@@ -30,6 +30,7 @@ export {
   type PointManifest,
 } from "./manifest.js";
 export { PointChain } from "./point-chain.js";
+export { PointHashes } from "./point-hashes.js";
 export { PointImage } from "./point-image.js";
 export { requirePointText, type PointText } from "./point-text.js";
 export { REPOSITORY_FORMAT, type RepositoryFile } from "./repository-file.js";

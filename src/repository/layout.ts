@@ -4,6 +4,7 @@ import { isName, isPointId, requireName } from "../point/index.js";
 /*
  * <root>/tidemark.json                     the repository itself
  * <root>/<machine>/<point>/<disk>.qcow2    images; backing name "../<parent point>/<parent's image file>"
+ * <root>/<machine>/<point>/<disk>.hashes   hashes of their clusters
  * <root>/<machine>/<point>/point.json      the manifest; a point exists when its manifest does
  * <root>/<machine>/lock                    held by the run that changes the machine's points
  */
@@ -13,6 +14,7 @@ export const REPOSITORY_KEY = "tidemark.json";
 
 const MANIFEST_FILE = "point.json";
 const IMAGE_SUFFIX = ".qcow2";
+const HASHES_SUFFIX = ".hashes";
 
 /** Whether a folder of this name is a machine's. */
 export function isMachineName(text: string): boolean {
@@ -42,6 +44,21 @@ export function imageFileOf(disk: string): string {
   return requireName("disk", disk) + IMAGE_SUFFIX;
 }
 
+/** Whether `file` may be the name of a file of hashes within its point's folder. */
+export function isHashesFile(file: string): boolean {
+  return file.endsWith(HASHES_SUFFIX) && isName(file.slice(0, -HASHES_SUFFIX.length));
+}
+
+/** Whether a key is that of a file of hashes. */
+export function isHashesKey(key: string): boolean {
+  return isHashesFile(key.slice(key.lastIndexOf("/") + 1));
+}
+
+/** Name of the hashes of a disk's image within its point's folder. */
+export function hashesFileOf(disk: string): string {
+  return requireName("disk", disk) + HASHES_SUFFIX;
+}
+
 /** Prefix of everything of a machine. */
 export function machinePrefix(machine: string): string {
   return `${requireMachineName(machine)}/`;
@@ -60,6 +77,12 @@ export function manifestKey(machine: string, point: string): string {
 /** Key of an image. */
 export function imageKey(machine: string, point: string, file: string): string {
   return pointPrefix(machine, point) + requireImageFile(file);
+}
+
+/** Key of a file of hashes. */
+export function hashesKey(machine: string, point: string, file: string): string {
+  if (!isHashesFile(file)) throw new UsageError(`${JSON.stringify(file)} cannot be the name of hashes`);
+  return pointPrefix(machine, point) + file;
 }
 
 /** Key of a machine's lock. */

@@ -17,7 +17,6 @@ function diskProblem(disk: DiskManifest): string | undefined {
   if (kind === "full" && parent !== null) return "a full image has a parent";
   if (kind === "full" && reason === null) return "a full image has no reason";
   if (kind === "incremental" && parent === null) return "an incremental image has no parent";
-  if (kind === "incremental" && reason !== null) return "an incremental image has a reason to be full";
   if (disk.dataClusters + disk.zeroClusters > Math.ceil(disk.virtualSize / disk.clusterSize))
     return "it counts more clusters than the disk has";
   return segmentsProblem(disk);
@@ -30,6 +29,8 @@ function pointProblem(point: PointManifest): string | undefined {
     const twice = firstDuplicate(point.disks.map((disk) => disk[key]));
     if (twice !== undefined) return `two disks have the ${key} ${JSON.stringify(twice)}`;
   }
+  const twice = firstDuplicate(point.disks.flatMap(({ hashes }) => hashes?.file ?? []));
+  if (twice !== undefined) return `two disks have the hashes ${JSON.stringify(twice)}`;
   for (const disk of point.disks) {
     if (disk.parent !== null && disk.parent >= point.id)
       return `the parent of disk "${disk.name}" is not older than the point`;

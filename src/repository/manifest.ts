@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { KiB, MiB } from "../bytes/index.js";
 import { isName, isPointId } from "../point/index.js";
-import { isImageFile, isMachineName } from "./layout.js";
+import { isHashesFile, isImageFile, isMachineName } from "./layout.js";
 
 /** The version of the manifest's format that this code writes, and the newest that it reads. */
 export const MANIFEST_FORMAT = 1;
@@ -50,7 +50,7 @@ const disk = z
       .max(2048 * KiB)
       .refine((size) => Number.isInteger(Math.log2(size)), "is no power of two"),
     kind: z.enum(["full", "incremental"]),
-    /** Why the image is full; null for an incremental one. */
+    /** Why the image is full, or why an incremental one was compared; null where a bitmap said what changed. */
     reason: text(4096).nullable(),
     /** The point that this disk's image is an increment of; null for a full one. */
     parent: pointId.nullable(),
@@ -62,6 +62,18 @@ const disk = z
     sha256,
     /** In the order of writing: consecutive from the end of the header cluster, the header cluster last. */
     segments: z.array(segment).max(MAX_SEGMENTS).readonly(),
+    /** Hashes of the clusters that the image stores; null, or absent, where there are none. */
+    hashes: z
+      .looseObject({
+        /** File name in the point's folder. */
+        file: z.string().refine(isHashesFile, "is no allowed file name of hashes"),
+        bytes: count,
+        /** SHA-256 of its header. */
+        sha256,
+      })
+      .readonly()
+      .nullable()
+      .optional(),
     dataClusters: count,
     zeroClusters: count,
     /** Bytes that the bitmap showed as written since the parent; null where no bitmap was read. */
@@ -105,9 +117,9 @@ type Known<T> = T extends readonly (infer Item)[]
   : T extends object
     ? [NamedKeys<T>] extends [never]
       ? T
-      : { readonly [Key in NamedKeys<T>]: Known<T[Key]> }
+      : { readonly [Key in keyof T as string extends Key ? never : Key]: Known<T[Key]> }
     : T;
-type NamedKeys<T> = keyof { [Key in keyof T as string extends Key ? never : Key]: true } & keyof T;
+type NamedKeys<T> = keyof { [Key in keyof T as string extends Key ? never : Key]: true };
 
 /** A restore point, as `point.json` describes it. */
 export type PointManifest = Known<z.output<typeof pointManifest>>;

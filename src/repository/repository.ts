@@ -1,15 +1,25 @@
 import { MiB, roundUp, type IoOptions } from "../bytes/index.js";
 import { NotFoundError } from "../errors/index.js";
+import { HASHES_HEADER_BYTES, HashWriter } from "../hashes/index.js";
 import { ImageWriter } from "../qcow2/index.js";
 import type { Storage } from "../storage/index.js";
 import { listMachines, readManifest, surveyMachine, type Survey } from "./catalogue.js";
 import { commitPoint, findOnce, type CommitOptions } from "./commit.js";
 import { collectGarbage, discardPoint, type Collection } from "./garbage.js";
-import { backingName, imageFileOf, imageKey, lockKey, requireMachineName } from "./layout.js";
+import {
+  backingName,
+  hashesFileOf,
+  hashesKey,
+  imageFileOf,
+  imageKey,
+  lockKey,
+  requireMachineName,
+} from "./layout.js";
 import type { LockTimes } from "./lock-contest.js";
 import { MachineLock } from "./lock.js";
 import type { PointManifest } from "./manifest.js";
 import { PointChain, resolveChain } from "./point-chain.js";
+import { hashKeyOf, PointHashes } from "./point-hashes.js";
 import { createRepositoryFile, readRepositoryFile, type RepositoryFile } from "./repository-file.js";
 import { dependentsOf } from "./tree.js";
 
@@ -128,6 +138,28 @@ export class Repository {
       await sink.abort();
       throw error;
     }
+  }
+
+  /**
+   * Begins the hashes of such an image. Their file is `hashesFileOf(disk)`.
+   *
+   * @param key of the chain: `hashKey` of the parent, or a new one
+   */
+  async createHashes(image: NewImage, key: Buffer, options: IoOptions = {}): Promise<HashWriter> {
+    const { machine, point, disk, virtualSize, clusterSize } = image;
+    const file = hashesKey(machine, point, hashesFileOf(disk));
+    const sink = await this.storage.create(file, { headLength: HASHES_HEADER_BYTES, ...options });
+    return HashWriter.create(sink, { virtualSize, clusterSize, key });
+  }
+
+  /** The key of the hashes of a chain's topmost image; undefined when there are none that can be trusted. */
+  async hashKey(chain: PointChain, options: IoOptions = {}): Promise<Buffer | undefined> {
+    return await hashKeyOf(this.storage, chain, options);
+  }
+
+  /** The hashes of a chain, or why they are not all there: "point X has no hashes". */
+  async openHashes(chain: PointChain, options: IoOptions = {}): Promise<PointHashes | string> {
+    return await PointHashes.open(this.storage, chain, options);
   }
 
   /**

@@ -17,6 +17,10 @@ export interface FrameRequest {
   readonly export: number;
   readonly extents: readonly Extent[];
   readonly clusterSize: number;
+  /** Key of the hashes that are made of the clusters; undefined: none are made. */
+  readonly hashKey: Uint8Array | undefined;
+  /** What the parent holds of the unit's clusters (ExpectedClusters); what equals it is left out. */
+  readonly expected: ArrayBuffer | undefined;
   /** A buffer to be used again for the payload. */
   readonly spare: ArrayBuffer | undefined;
 }
@@ -27,7 +31,9 @@ export interface FrameReply {
   readonly payload: ArrayBuffer;
   readonly used: number;
   readonly frames: readonly { readonly cluster: number; readonly length: number }[];
-  /** Clusters that turned out to be all zero. */
+  /** Hashes of the frames' clusters, one after another; empty where no key was given. */
+  readonly hashes: Uint8Array<ArrayBuffer>;
+  /** Clusters that turned out to be all zero, but for those that the parent is known to have as zero. */
   readonly zeros: readonly number[];
 }
 

@@ -1,6 +1,7 @@
 import { setImmediate as yieldToSockets } from "node:timers/promises";
 import { isZero } from "../bytes/index.js";
 import { endOf, totalLength, type Extent } from "../extent/index.js";
+import { ClusterHasher, ExpectedClusters, HASH_BYTES } from "../hashes/index.js";
 import type { NbdClient } from "../nbd/index.js";
 import { FrameEncoder, frameBound } from "../qcow2/index.js";
 import { ExportConnection } from "./export-connection.js";
@@ -9,6 +10,8 @@ import { serveThread, type ThreadResult } from "./thread.js";
 
 /** Compressed between two looks at the sockets, so that reading the next unit goes on meanwhile. */
 const CLUSTERS_BETWEEN_YIELDS = 4;
+/** ... where they are hashed only. */
+const CLUSTERS_BETWEEN_YIELDS_OF_HASHES = 16;
 
 /** This thread's own connection to each export, and its own compression context: raw data never leaves it. */
 let connections: readonly ExportConnection[] = [];
@@ -43,7 +46,10 @@ function connectionTo(index: number): ExportConnection {
   return connection;
 }
 
-/** Reads a unit's extents, drops the clusters that are all zero, and packs a zstd frame for each of the others. */
+/**
+ * Reads a unit's extents, drops the clusters that are all zero or as the parent has them, and packs a zstd frame
+ * for each of the others.
+ */
 async function read(request: FrameRequest): Promise<ThreadResult> {
   const { extents, clusterSize } = request;
   const { client } = connectionTo(request.export);
@@ -57,20 +63,34 @@ async function read(request: FrameRequest): Promise<ThreadResult> {
   const into = Buffer.from(payload);
   const frames: { cluster: number; length: number }[] = [];
   const zeros: number[] = [];
+  const hasher = request.hashKey === undefined ? undefined : new ClusterHasher(request.hashKey);
+  const hashes: Buffer[] = [];
+  const expected = request.expected === undefined ? undefined : new ExpectedClusters(request.expected);
   let used = 0;
   let done = 0;
+  let position = -1;
   for (const { cluster, bytes } of clustersOf(extents, raw, clusterSize)) {
+    position += 1;
     if (isZero(bytes)) {
-      zeros.push(cluster);
+      if (expected?.isZero(position) !== true) zeros.push(cluster);
       continue;
     }
+    const hash = hasher?.hash(bytes);
+    if (hash !== undefined && expected?.equals(position, hash) === true) {
+      if (position % CLUSTERS_BETWEEN_YIELDS_OF_HASHES === 0) await yieldToSockets();
+      continue;
+    }
+    if (hash !== undefined) hashes.push(hash);
     const length = encoder.encode(bytes, into, used);
     frames.push({ cluster, length });
     used += length;
     done += 1;
     if (done % CLUSTERS_BETWEEN_YIELDS === 0) await yieldToSockets();
   }
-  return { value: { payload, used, frames, zeros } satisfies FrameReply, transfer: [payload] };
+  const joined = new Uint8Array(hashes.length * HASH_BYTES);
+  for (const [index, hash] of hashes.entries()) joined.set(hash, index * HASH_BYTES);
+  const value: FrameReply = { payload, used, frames, hashes: joined, zeros };
+  return { value, transfer: [payload, joined.buffer] };
 }
 
 async function readExtents(client: NbdClient, extents: readonly Extent[], raw: Buffer): Promise<void> {

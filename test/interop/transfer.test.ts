@@ -3,6 +3,7 @@ import { readFile, writeFile } from "node:fs/promises";
 import { setImmediate as turn } from "node:timers/promises";
 import { expect, describe, it } from "vitest";
 import { copyDisk, measureCopy, UNIT_BYTES, type DiskCopy } from "../../src/backup/disk-copy.js";
+import { DiskWriter } from "../../src/backup/disk-writer.js";
 import { KiB, MiB, type HeadLastSink } from "../../src/bytes/index.js";
 import { Budget, deferred, RateLimit } from "../../src/flow/index.js";
 import { ImageChain, ImageReader, ImageWriter } from "../../src/qcow2/index.js";
@@ -35,7 +36,8 @@ function wholeDisk(virtualSize: number, writer: ImageWriter): DiskCopy {
     virtualSize,
     clusterSize: CLUSTER,
     export: 0,
-    writer,
+    writer: new DiskWriter(writer, undefined),
+    hashKey: undefined,
     storeZeroes: false,
     facts: () => Promise.resolve({ dirty: undefined, zero: [], parentData: [] }),
     onProgress: () => undefined,

@@ -1,0 +1,114 @@
+import type { IoOptions } from "../bytes/index.js";
+import { HashChain, HashDamageError, HashReader, type HashWindow } from "../hashes/index.js";
+import { ObjectNotFoundError, type ObjectReader, type Storage } from "../storage/index.js";
+import { hashesKey } from "./layout.js";
+import type { DiskManifest } from "./manifest.js";
+import type { PointChain } from "./point-chain.js";
+
+/** Hashes of one image, opened. */
+export interface OpenHashes {
+  readonly reader: HashReader;
+  readonly object: ObjectReader;
+}
+
+/**
+ * Opens the hashes of a disk's image; undefined when its manifest names none.
+ *
+ * @throws {HashDamageError} when they are missing or are not what the manifest says
+ */
+export async function openHashes(
+  storage: Storage,
+  machine: string,
+  point: string,
+  disk: DiskManifest,
+  options: IoOptions = {},
+): Promise<OpenHashes | undefined> {
+  const { hashes, virtualSize, clusterSize, dataClusters, zeroClusters } = disk;
+  if (hashes == null) return undefined;
+  const name = hashesKey(machine, point, hashes.file);
+  const object = await storage.open(name, options).catch((error: unknown) => {
+    throw error instanceof ObjectNotFoundError
+      ? new HashDamageError(name, "it is missing", { cause: error })
+      : error;
+  });
+  try {
+    const facts = { name, ...hashes, virtualSize, clusterSize, dataClusters, zeroClusters };
+    return { reader: await HashReader.open(object, facts, options), object };
+  } catch (error) {
+    await object.close();
+    throw error;
+  }
+}
+
+/** The key of the hashes of a chain's topmost image; undefined when there are none that can be trusted. */
+export async function hashKeyOf(
+  storage: Storage,
+  { point, disk }: PointChain,
+  options: IoOptions = {},
+): Promise<Buffer | undefined> {
+  try {
+    const hashes = await openHashes(storage, point.machine.name, point.id, disk, options);
+    await hashes?.object.close();
+    return hashes?.reader.key;
+  } catch (error) {
+    if (error instanceof HashDamageError) return undefined;
+    throw error;
+  }
+}
+
+/** The hashes of all images of a disk's chain: what the disk held at a point, without reading what is stored. */
+export class PointHashes {
+  readonly key: Buffer;
+  readonly #chain: HashChain;
+  readonly #objects: readonly ObjectReader[];
+
+  private constructor(chain: HashChain, objects: readonly ObjectReader[]) {
+    this.key = chain.key;
+    this.#chain = chain;
+    this.#objects = objects;
+  }
+
+  /** @returns the hashes, or why they are not there, for people: "point X has no hashes" */
+  static async open(
+    storage: Storage,
+    chain: PointChain,
+    options: IoOptions = {},
+  ): Promise<PointHashes | string> {
+    const open: OpenHashes[] = [];
+    const giveUp = async (why: string): Promise<string> => {
+      await Promise.all(open.map(({ object }) => object.close()));
+      return why;
+    };
+    try {
+      for (const { point, disk } of chain.images) {
+        const hashes = await openHashes(storage, point.machine.name, point.id, disk, options);
+        if (hashes === undefined) return await giveUp(`point ${point.id} has no hashes`);
+        open.push(hashes);
+      }
+    } catch (error) {
+      const why = await giveUp(error instanceof HashDamageError ? error.message : "");
+      if (error instanceof HashDamageError) return why;
+      throw error;
+    }
+    const merged = HashChain.of(open.map(({ reader }) => reader));
+    if (merged === undefined) return await giveUp("the hashes of its chain have different keys");
+    return new PointHashes(
+      merged,
+      open.map(({ object }) => object),
+    );
+  }
+
+  /** What the disk holds of clusters: see HashChain.window. */
+  async window(
+    first: number,
+    count: number,
+    options: IoOptions & { readonly onDamage?: (error: HashDamageError) => void } = {},
+  ): Promise<HashWindow> {
+    return await this.#chain.window(first, count, options);
+  }
+
+  /** Never throws. */
+  async close(): Promise<void> {
+    await Promise.all(this.#objects.map((object) => object.close()));
+  }
+}
