@@ -6,12 +6,15 @@ import type { DiskPlan } from "./disk-plan.js";
 
 /** How many NBD connections a backup opens at most, replaced ones included: the server may not have seen their end. */
 export function connectionCount(plans: readonly DiskPlan[], workers: number): number {
-  const maps = plans.reduce((sum, { base }) => sum + (base === undefined ? 1 : 2), 0);
+  const maps = plans.reduce(
+    (sum, { base }) => sum + (base === undefined ? 1 : base.overlays === 0 ? 2 : 3),
+    0,
+  );
   return (maps + plans.length * workers) * (1 + MOST_REPLACEMENTS);
 }
 
 /**
- * All NBD connections of a backup: two maps a disk, and every worker's own. They are all opened before any is
+ * All NBD connections of a backup: up to three maps a disk, and every worker's own. They are all opened before any is
  * negotiated, so that duplicates can be handed to another process in between; they are closed only when QEMU
  * has deleted the exports. One that drops is replaced, by the same rule.
  */

@@ -117,7 +117,9 @@ async function copyOne(
   const { plan, maps, writer } = job;
   const { signal } = resources;
   const total = await measureCopy({ ...job, facts: (range) => maps.measure(range) }, signal);
-  const onProgress = (done: number): void => observer.progress?.({ disk: plan.name, done, total });
+  // What the guest writes above a base on a backing image is read as well, once it is in the scratch.
+  const onProgress = (done: number): void =>
+    observer.progress?.({ disk: plan.name, done, total: Math.max(done, total) });
   onProgress(0);
   await copyDisk(
     {

@@ -1,8 +1,9 @@
 import { endOf, normalize, type Extent } from "../extent/index.js";
 import type { FrozenDisk } from "../machine/index.js";
-import { BASE_ALLOCATION, NBD_STATE_DIRTY, NBD_STATE_ZERO } from "../nbd/index.js";
+import { BASE_ALLOCATION, NBD_STATE_ZERO } from "../nbd/index.js";
 import type { ReplacementOptions } from "../transfer/index.js";
-import type { Base, DiskPlan } from "./disk-plan.js";
+import { ChangeMaps } from "./change-maps.js";
+import type { DiskPlan } from "./disk-plan.js";
 import { MapConnection } from "./map-connection.js";
 import type { RangeFacts } from "./plan.js";
 import { isBitmapComplete } from "./witness.js";
@@ -12,32 +13,28 @@ export class DiskMaps {
   readonly #frozen: FrozenDisk;
   readonly #plan: DiskPlan;
   readonly #allocation: MapConnection;
-  readonly #dirty: MapConnection | undefined;
+  readonly #changes: ChangeMaps | undefined;
   #isBitmapComplete: Promise<boolean> | undefined;
 
   private constructor(
     frozen: FrozenDisk,
     plan: DiskPlan,
     allocation: MapConnection,
-    dirty: MapConnection | undefined,
+    changes: ChangeMaps | undefined,
   ) {
     this.#frozen = frozen;
     this.#plan = plan;
     this.#allocation = allocation;
-    this.#dirty = dirty;
+    this.#changes = changes;
   }
 
   /** Connects; nothing is said on the connections yet. */
   static async open(frozen: FrozenDisk, plan: DiskPlan, options: ReplacementOptions): Promise<DiskMaps> {
-    const { socket: address, exportName, dirtyContext } = frozen;
+    const { socket: address, exportName } = frozen;
     const place = { address, exportName, disk: plan.name };
     const allocation = await MapConnection.open({ ...place, context: BASE_ALLOCATION }, options);
     try {
-      const dirty =
-        dirtyContext === undefined
-          ? undefined
-          : await MapConnection.open({ ...place, context: dirtyContext }, options);
-      return new DiskMaps(frozen, plan, allocation, dirty);
+      return new DiskMaps(frozen, plan, allocation, await ChangeMaps.open(frozen, plan, options));
     } catch (error) {
       allocation.close();
       throw error;
@@ -45,21 +42,17 @@ export class DiskMaps {
   }
 
   get fileDescriptors(): readonly number[] {
-    return [this.#allocation, this.#dirty].flatMap((connection) => connection?.fileDescriptors ?? []);
+    return [...this.#allocation.fileDescriptors, ...(this.#changes?.fileDescriptors ?? [])];
   }
 
   async greet(): Promise<void> {
     await this.#allocation.greet();
-    await this.#dirty?.greet();
+    await this.#changes?.greet();
   }
 
-  /** Bytes that the bitmap shows as changed since the base; null in a full. */
+  /** Bytes that QEMU shows as changed since the base; null in a full. */
   async dirtyBytes(): Promise<number | null> {
-    if (this.#dirty === undefined) return null;
-    const whole = { offset: 0, length: this.#frozen.virtualSize };
-    let bytes = 0;
-    for await (const { length } of this.#dirty.runs(whole, NBD_STATE_DIRTY)) bytes += length;
-    return bytes;
+    return this.#changes === undefined ? null : await this.#changes.dirtyBytes();
   }
 
   /** What a plan needs of a range but the parent's data: enough to tell what will be read. */
@@ -76,14 +69,15 @@ export class DiskMaps {
 
   close(): void {
     this.#allocation.close();
-    this.#dirty?.close();
+    this.#changes?.close();
   }
 
   /** What is to be stored anew: what changed, or everything where that is not known. Undefined in a full. */
   async #dirtyExtents(range: Extent): Promise<Extent[] | undefined> {
     const { base } = this.#plan;
-    if (this.#dirty === undefined || base === undefined) return undefined;
-    const recorded = (within: Extent): Promise<Extent[]> => recordedExtents(this.#dirty, base, within);
+    const changes = this.#changes;
+    if (changes === undefined || base === undefined) return undefined;
+    const recorded = (within: Extent): Promise<Extent[]> => changes.extents(within);
     this.#isBitmapComplete ??= isBitmapComplete({
       virtualSize: this.#frozen.virtualSize,
       clusterSize: this.#plan.clusterSize,
@@ -112,15 +106,4 @@ export class DiskMaps {
     }
     return normalize(data);
   }
-}
-
-/** What the bitmap says, and all that lies beyond the parent's end: growing a disk marks nothing. */
-async function recordedExtents(
-  dirty: MapConnection | undefined,
-  base: Base,
-  range: Extent,
-): Promise<Extent[]> {
-  const recorded = (await dirty?.extents(range, NBD_STATE_DIRTY)) ?? [range];
-  const grown = Math.max(range.offset, base.parentVirtualSize);
-  return normalize([...recorded, { offset: grown, length: Math.max(0, endOf(range) - grown) }]);
 }

@@ -1,21 +1,26 @@
 import type { IoOptions } from "../bytes/index.js";
 import { DamageError } from "../errors/index.js";
 import {
+  baseContextOf,
+  checkpointsOf,
   chooseBases,
   nameDisks,
   type BaseChoice,
+  type FreezeBase,
   type MachineSource,
   type SourceDisk,
 } from "../machine/index.js";
 import { newHashKey } from "../hashes/index.js";
-import { newDiskToken, repositoryTag } from "../point/index.js";
+import { newDiskToken } from "../point/index.js";
 import { DEFAULT_CLUSTER_SIZE } from "../qcow2/index.js";
 import type { PointChain, PointManifest, Repository } from "../repository/index.js";
 
 /** What an increment continues. */
 export interface Base {
-  /** Name of the bitmap that recorded since then. */
-  readonly bitmap: string;
+  /** The bitmap that recorded since then. */
+  readonly bitmap: FreezeBase;
+  /** How many images lie on top of the one that has it. */
+  readonly overlays: number;
   /** Id of the checkpoint, and of its point. */
   readonly checkpoint: string;
   readonly parentVirtualSize: number;
@@ -71,14 +76,9 @@ async function chooseAll(
   { repository, machine, points, full, signal }: PlanContext,
 ): Promise<Map<SourceDisk, BaseChoice>> {
   try {
-    return await chooseBases(source.disks, {
-      repositoryTag: repositoryTag(repository.id),
-      clusterSize: DEFAULT_CLUSTER_SIZE,
-      catalogue: (id) => repository.point(machine, id, { signal }),
-      machineUuid: source.identity.uuid,
-      machineWasAway: source.identity.wasAway,
-      points,
-    });
+    const checkpoints = checkpointsOf(repository, machine, { signal });
+    const facts = { points, clusterSize: DEFAULT_CLUSTER_SIZE };
+    return await chooseBases(source.disks, baseContextOf(checkpoints, source.identity, facts));
   } catch (error) {
     if (!(error instanceof DamageError)) throw error;
     // A full backup needs none of the points before it.
@@ -105,11 +105,11 @@ async function planDisk(
   const full = (reason: string): DiskPlan => ({ ...plan, base: undefined, hashKey: newHashKey(), reason });
   if (choice.kind === "full") return full(choice.reason);
   if (context.full) return full("asked for");
-  const { base: bitmap, checkpoint, parentDiskName, parentVirtualSize } = choice;
+  const { base: bitmap, overlays, checkpoint, parentDiskName, parentVirtualSize } = choice;
   const { repository, machine, signal } = context;
   try {
     const chain = await repository.openChain(machine, checkpoint, parentDiskName, { signal });
-    const base = { bitmap, checkpoint, parentVirtualSize, chain };
+    const base = { bitmap, overlays, checkpoint, parentVirtualSize, chain };
     return { ...plan, base, hashKey: await repository.hashKey(chain, { signal }), reason: null };
   } catch (error) {
     // An increment of damaged images could not be restored; a full can.

@@ -14,6 +14,9 @@ export interface MapPlace extends Omit<ExportPlace, "contexts"> {
   readonly context: string;
 }
 
+/** What is looked for in a map: a flag, or any condition. */
+type Flags = number | ((flags: number) => boolean);
+
 /**
  * One connection, for one map: QEMU answers for every context of a connection at each request. Requests are not
  * aborted: that would mean to disconnect, which is for after the exports are gone. When it drops, it is replaced, and
@@ -54,22 +57,23 @@ export class MapConnection {
     await this.#replacement.run(() => this.#connection.greet());
   }
 
-  /** The extents of a range whose flags have `flag`. */
-  async extents(range: Extent, flag: number): Promise<Extent[]> {
+  /** The extents of a range whose flags have `flag`, or are such. */
+  async extents(range: Extent, flag: Flags): Promise<Extent[]> {
     const found: Extent[] = [];
     for await (const extent of this.runs(range, flag)) found.push(extent);
     return found;
   }
 
   /** As `extents`, one after the other: a large disk has millions. */
-  async *runs(range: Extent, flag: number): AsyncGenerator<Extent> {
+  async *runs(range: Extent, flag: Flags): AsyncGenerator<Extent> {
     for (let at = range.offset; at < endOf(range);) {
       const length = Math.min(endOf(range) - at, MAX_STATUS_LENGTH);
       const runs = await this.#replacement.run(() =>
         this.#connection.client.blockStatus(this.#context, at, length),
       );
       for (const { offset, length: runLength, flags } of runs) {
-        if ((flags & flag) !== 0) yield { offset, length: runLength };
+        const isFound = typeof flag === "number" ? (flags & flag) !== 0 : flag(flags);
+        if (isFound) yield { offset, length: runLength };
         at = offset + runLength;
       }
       if (runs.length === 0) return;

@@ -2,13 +2,7 @@ import { availableParallelism } from "node:os";
 import type { IoOptions } from "../bytes/index.js";
 import { messageOf, UsageError } from "../errors/index.js";
 import { anySignal } from "../flow/index.js";
-import {
-  openMachine,
-  recover,
-  type Catalogue,
-  type MachineChoice,
-  type QmpSource,
-} from "../machine/index.js";
+import { checkpointsOf, openMachine, recover, type MachineChoice, type QmpSource } from "../machine/index.js";
 import { newPointId, repositoryTag } from "../point/index.js";
 import {
   requirePointText,
@@ -76,8 +70,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   const { points } = await repository.survey(name, io);
   requireFreeName(points, options.name);
   const newest = points.at(-1);
-  const catalogue: Catalogue = (id) => repository.point(name, id, io);
-  await recover(machine, { checkpoints: { repositoryTag: repositoryTag(repository.id), catalogue }, ...io });
+  await recover(machine, { checkpoints: checkpointsOf(repository, name, io), ...io });
 
   const plans = await planDisks(machine, {
     ...{ repository, machine: name, points, full: options.full ?? false },

@@ -1,5 +1,7 @@
 import type { IoOptions } from "../bytes/index.js";
 import {
+  baseContextOf,
+  checkpointsOf,
   chooseBases,
   nameDisks,
   openLiveMachine,
@@ -11,7 +13,7 @@ import {
   type SourceBitmap,
   type SourceDisk,
 } from "../machine/index.js";
-import { parseBitmapName, repositoryTag } from "../point/index.js";
+import { parseBitmapName } from "../point/index.js";
 import { DEFAULT_CLUSTER_SIZE } from "../qcow2/index.js";
 import type { QmpAddress } from "../qmp/index.js";
 import type { Repository } from "../repository/index.js";
@@ -78,12 +80,7 @@ export async function inspectMachine(options: InspectOptions): Promise<MachineSt
 function judgement({ catalogue, signal }: InspectOptions): Pick<RecoverOptions, "checkpoints"> {
   if (catalogue === undefined) return {};
   const { repository, machine } = catalogue;
-  return {
-    checkpoints: {
-      repositoryTag: repositoryTag(repository.id),
-      catalogue: (id) => repository.point(machine, id, { signal }),
-    },
-  };
+  return { checkpoints: checkpointsOf(repository, machine, { signal }) };
 }
 
 async function choose(
@@ -93,14 +90,9 @@ async function choose(
   if (catalogue === undefined) return undefined;
   const { repository, machine: name } = catalogue;
   const { points } = await repository.survey(name, { signal });
-  return await chooseBases(machine.disks, {
-    repositoryTag: repositoryTag(repository.id),
-    clusterSize: DEFAULT_CLUSTER_SIZE,
-    catalogue: (id) => repository.point(name, id, { signal }),
-    machineUuid: machine.identity.uuid,
-    machineWasAway: machine.identity.wasAway,
-    points,
-  });
+  const checkpoints = checkpointsOf(repository, name, { signal });
+  const facts = { points, clusterSize: DEFAULT_CLUSTER_SIZE };
+  return await chooseBases(machine.disks, baseContextOf(checkpoints, machine.identity, facts));
 }
 
 function describeDisk(disk: SourceDisk, name: string, choice: BaseChoice | undefined): DiskStatus {

@@ -13,15 +13,16 @@
  * - catalogue: how the repository answers for its points; it decides which bitmaps may go.
  */
 export {
-  bitmapsToRemove,
-  chooseBase,
-  chooseBases,
-  type BaseChoice,
+  baseContextOf,
+  checkpointsOf,
   type BaseContext,
   type Catalogue,
   type CataloguePoint,
-  type RemovableBitmap,
-} from "./checkpoints.js";
+  type Checkpoints,
+  type PointSource,
+} from "./checkpoints/catalogue.js";
+export { chooseBase, chooseBases, type BaseChoice } from "./checkpoints/choose.js";
+export { bitmapsToRemove, type RemovableBitmap } from "./checkpoints/remove.js";
 export type { LiveDisk, RefusedDisk } from "./discover/discover.js";
 export {
   ForeignServerError,
@@ -42,6 +43,8 @@ export { openMachine, type MachineChoice } from "./open.js";
 export { nameDisks } from "./discover/naming.js";
 export type { DiskChoice } from "./discover/select.js";
 export type {
+  BackingImage,
+  FreezeBase,
   FreezeDisk,
   FreezeRequest,
   FrozenDisk,

@@ -65,7 +65,28 @@ export interface SourceDisk {
   readonly canPersist: boolean;
   /** Bytes per cluster of the disk's own image; 0 for formats without clusters. */
   readonly imageClusterSize: number;
+  /** Its own, then those of its backing images, from the top. */
   readonly bitmaps: readonly SourceBitmap[];
+  /** The nodes below its own, nearest first. */
+  readonly backing: readonly BackingImage[];
+}
+
+/** A node below a disk's own: an image that it was a snapshot of, or a filter on the way there. */
+export interface BackingImage {
+  readonly node: string;
+  /** Bytes. */
+  readonly virtualSize: number;
+  /** As `SourceDisk.imageClusterSize`. */
+  readonly imageClusterSize: number;
+  /** It holds nothing itself. */
+  readonly isFilter: boolean;
+}
+
+/** A bitmap to take changes from. */
+export interface FreezeBase {
+  readonly name: string;
+  /** The node that holds it. */
+  readonly node: string;
 }
 
 /** One disk of a freeze. */
@@ -73,8 +94,8 @@ export interface FreezeDisk {
   readonly disk: SourceDisk;
   /** The disk's token: ties the checkpoint's bitmap to the disk's chain. */
   readonly token: string;
-  /** Name of the bitmap to take the changes from; absent for a full backup. */
-  readonly base?: string | undefined;
+  /** Absent for a full backup. */
+  readonly base?: FreezeBase | undefined;
   /** Bytes per cluster of the images. */
   readonly clusterSize: number;
 }
@@ -112,6 +133,11 @@ export interface FrozenDisk {
   readonly exportName: string;
   /** Meta context of what changed since the base; absent for a full backup. */
   readonly dirtyContext?: string | undefined;
+  /**
+   * Where the base is on a backing image: what lies above it has changed as well, which are the runs of
+   * `qemu:allocation-depth` from 1 to this depth (the scratch being 1).
+   */
+  readonly overlayDepth?: number | undefined;
   /** Name of the checkpoint's bitmap, which records from the freeze on. */
   readonly bitmap: string;
 }

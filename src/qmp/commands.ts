@@ -119,6 +119,7 @@ export const COMMANDS = {
       readonly name: string;
       readonly writable: boolean;
       readonly bitmaps?: readonly string[];
+      readonly "allocation-depth"?: boolean;
     },
     undefined
   >(done),

@@ -163,10 +163,9 @@ describe("recover()", () => {
       expect(choices).toMatchObject([{ kind: "incremental" }, { kind: "incremental" }]);
       const request = freezeRequest(machine.disks, {
         bases: new Map(
-          [...bases].map(([disk, choice]) => [
-            disk.name,
-            { base: choice.kind === "incremental" ? choice.base : "", token: choice.token ?? "" },
-          ]),
+          [...bases].flatMap(([disk, choice]) =>
+            choice.kind === "incremental" ? [[disk.name, choice]] : [],
+          ),
         ),
       });
       const frozen = await machine.freeze(request);

@@ -107,7 +107,7 @@ describe("chooseBases()", () => {
       parentVirtualSize: 8 * MiB,
     });
     const { token } = point.disks[0]!;
-    const base = qcow2!.bitmaps[0]!.name;
+    const base = qcow2!.bitmaps[0]!;
     const frozen = await machine.freeze(
       freezeRequest([qcow2!], { bases: new Map([["vd0", { base, token }]]) }),
     );
@@ -149,7 +149,7 @@ describe("chooseBases()", () => {
     expect((await residueOf(vm.monitor)).checkpoints).toEqual([frozen.disks[0]!.bitmap]);
   });
 
-  it("goes full after an external snapshot, leaves the read-only bitmap, and can still clean up", async () => {
+  it("goes on below an external snapshot, leaves the read-only bitmap, and can still clean up", async () => {
     await using directory = await temporaryDirectory();
     const disks = await disksIn(directory);
     await using vm = await start(disks);
@@ -164,8 +164,9 @@ describe("chooseBases()", () => {
     const [disk] = machine.disks;
     expect(disk).toMatchObject({ node: "overlay", bitmaps: [{ node: "node0", readOnly: true }] });
     expect(await chooseBase(disk!, contextOf(pointOf(first)))).toMatchObject({
-      kind: "full",
-      reason: "bitmap is on a backing image: an external snapshot was taken since",
+      kind: "incremental",
+      base: { node: "node0", name: first.disks[0]!.bitmap },
+      overlays: 1,
     });
     const second = await commit(machine);
     const context = contextOf(pointOf(first), pointOf(second));

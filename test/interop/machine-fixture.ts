@@ -1,6 +1,7 @@
 import { readdir } from "node:fs/promises";
 import {
   openLiveMachine,
+  type FreezeBase,
   type FreezeRequest,
   type FrozenDisk,
   type LiveMachine,
@@ -28,7 +29,7 @@ export function openMachine(
 export function freezeRequest(
   disks: readonly SourceDisk[],
   options: Partial<FreezeRequest> & {
-    readonly bases?: ReadonlyMap<string, { readonly base: string; readonly token: string }>;
+    readonly bases?: ReadonlyMap<string, { readonly base: FreezeBase; readonly token: string }>;
   } = {},
 ): FreezeRequest {
   const { bases, ...rest } = options;
@@ -47,8 +48,10 @@ export function freezeRequest(
 }
 
 /** The bases that the next increment of these disks starts from. */
-export function basesOf(disks: readonly FrozenDisk[]): Map<string, { base: string; token: string }> {
-  return new Map(disks.map(({ disk, bitmap, token }) => [disk.name, { base: bitmap, token }]));
+export function basesOf(disks: readonly FrozenDisk[]): Map<string, { base: FreezeBase; token: string }> {
+  return new Map(
+    disks.map(({ disk, bitmap, token }) => [disk.name, { base: { node: disk.node, name: bitmap }, token }]),
+  );
 }
 
 export function uriOf({ exportName, socket }: FrozenDisk): string {

@@ -81,7 +81,9 @@ async function freezeOften(freezes: number, order: Order, until = Infinity): Pro
     const request: FreezeRequest = {
       ...freezeRequest([]),
       checkpoint,
-      disks: [{ disk, token, base: previous?.bitmap, clusterSize: CLUSTER }],
+      disks: [
+        { disk, token, base: previous && { node: disk.node, name: previous.bitmap }, clusterSize: CLUSTER },
+      ],
     };
     // A copy of a finished scratch file: quicker than having QEMU make one, which other tests do.
     const scratch = directory.file(`${run}.qcow2`);
@@ -91,7 +93,10 @@ async function freezeOften(freezes: number, order: Order, until = Infinity): Pro
       file: { driver: "file", filename: scratch },
     });
     await qmp.execute("transaction", { actions: order(freezeActions(request, run)) });
-    const { exportName, dirtyContext } = await exportDisk(qmp, run, 0, previous !== undefined);
+    const { exportName, dirtyContext } = await exportDisk(qmp, run, 0, {
+      hasChanges: previous !== undefined,
+      hasOverlays: false,
+    });
     const contexts = dirtyContext === undefined ? [] : [dirtyContext];
     // The tools of libnbd disconnect when they are done, which aborts QEMU 7.2 on such a disk.
     const client = await connect({ transport: "unix", path: socket }, { exportName, contexts });

@@ -1,7 +1,6 @@
 import type { Command } from "commander";
 import { leftoverLines } from "../../inspect/index.js";
-import { openLiveMachine, recover } from "../../machine/index.js";
-import { repositoryTag } from "../../point/index.js";
+import { checkpointsOf, openLiveMachine, recover } from "../../machine/index.js";
 import {
   requireMachineForRepository,
   runDirectory,
@@ -58,10 +57,7 @@ async function cleanUp(options: CleanupOptions, context: CliContext): Promise<vo
     checkpoints:
       repository === undefined || name === undefined
         ? undefined
-        : {
-            repositoryTag: repositoryTag(repository.id),
-            catalogue: (id) => repository.point(name, id, { signal }),
-          },
+        : checkpointsOf(repository, name, { signal }),
     signal,
   });
   const lines = leftoverLines(leftovers);

@@ -10,7 +10,15 @@ import type { SourceBitmap, SourceDisk } from "../source.js";
 /** What the block graph tells of a disk, whoever uses it. */
 export interface DiskNode extends Pick<
   SourceDisk,
-  "qdev" | "node" | "virtualSize" | "format" | "imageFile" | "canPersist" | "imageClusterSize" | "bitmaps"
+  | "qdev"
+  | "node"
+  | "virtualSize"
+  | "format"
+  | "imageFile"
+  | "canPersist"
+  | "imageClusterSize"
+  | "bitmaps"
+  | "backing"
 > {
   /** Node names: the format node's and that of the node that is used. */
   readonly nodes: readonly string[];
@@ -112,6 +120,7 @@ export function describeNode(graph: NodeGraph, root: string, qdev: string | null
   const chain = graph.filterChain(root);
   const top = chain.at(-1);
   if (top === undefined || top.readOnly) return undefined;
+  const below = graph.backingChain(top.name);
   return {
     qdev,
     nodes: [...new Set([root, top.name])],
@@ -121,7 +130,13 @@ export function describeNode(graph: NodeGraph, root: string, qdev: string | null
     imageFile: imageFileOf(top, graph),
     canPersist: top.driver === "qcow2" && top.image.compat === "1.1",
     imageClusterSize: top.image.clusterSize,
-    bitmaps: [top, ...graph.backingChain(top.name)].flatMap((node) => bitmapsOf(node, node !== top)),
+    bitmaps: [top, ...below].flatMap((node) => bitmapsOf(node, node !== top)),
+    backing: below.map((node) => ({
+      node: node.name,
+      virtualSize: node.image.virtualSize,
+      imageClusterSize: node.image.clusterSize,
+      isFilter: NodeGraph.isFilter(node),
+    })),
     foreignJobs: [...new Set(chain.flatMap((node) => graph.jobsOn(node.name)))].filter(
       (job) => parseRunObject(job) === undefined,
     ),

@@ -45,7 +45,12 @@ export class NodeGraph {
     return [];
   }
 
-  /** The images below a node, nearest first. */
+  /** Whether a node only passes on what is below it. */
+  static isFilter(node: BlockNode): boolean {
+    return FILTERED_CHILD.has(node.driver);
+  }
+
+  /** The nodes below a node, nearest first: images, and filters among them. */
   backingChain(name: string): BlockNode[] {
     const chain: BlockNode[] = [];
     for (let node = this.child(name, "backing"); node !== undefined;) {

@@ -1,4 +1,4 @@
-import type { BaseChoice } from "../checkpoints.js";
+import type { BaseChoice } from "../checkpoints/choose.js";
 import type { SourceDisk } from "../source.js";
 
 /**

@@ -1,6 +1,7 @@
 import type { IoOptions } from "../../bytes/index.js";
 import { NotFoundError } from "../../errors/index.js";
 import type { QmpClient } from "../../qmp/index.js";
+import { overlaysOn } from "../checkpoints/overlays.js";
 import type { DiskNode, LiveDisk, RefusedDisk } from "./discover.js";
 import { MachineBusyError, UnsupportedMachineError } from "../errors.js";
 import { describeNames } from "./select.js";
@@ -125,8 +126,10 @@ export function assertDisksUnchanged(wanted: readonly FreezeDisk[], now: readonl
     if (found.virtualSize !== disk.virtualSize)
       throw changed(`it has ${found.virtualSize} bytes by now, it had ${disk.virtualSize}`);
     if (base === undefined) continue;
-    const bitmap = found.bitmaps.find(({ name }) => name === base);
-    if (bitmap?.recording !== true || bitmap.readOnly)
-      throw changed(`its bitmap "${base}" is gone, or does not record any more`);
+    if (overlaysOn(found, base.node) !== overlaysOn(disk, base.node))
+      throw changed(`other images lie on top of node "${base.node}" by now`);
+    const bitmap = found.bitmaps.find(({ name, node }) => name === base.name && node === base.node);
+    if (bitmap?.recording !== true)
+      throw changed(`its bitmap "${base.name}" is gone, or does not record any more`);
   }
 }

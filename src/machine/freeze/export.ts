@@ -108,12 +108,17 @@ export async function isListening(path: string): Promise<boolean> {
   }
 }
 
-/** Exports a disk's scratch node, with the bitmap of what changed. @returns the export's name */
+/**
+ * Exports a disk's scratch node, with the bitmap of what changed, and with the depth of what is allocated where
+ * overlays lie on top of that.
+ *
+ * @returns the export's name
+ */
 export async function exportDisk(
   qmp: QmpClient,
   run: string,
   number: number,
-  hasChanges: boolean,
+  { hasChanges, hasOverlays }: { readonly hasChanges: boolean; readonly hasOverlays: boolean },
   options: IoOptions = {},
 ): Promise<{ readonly exportName: string; readonly dirtyContext: string | undefined }> {
   const name = (kind: "exp" | "scr" | "tmp"): string => formatRunObject({ run, disk: number, kind });
@@ -125,7 +130,9 @@ export async function exportDisk(
     writable: false,
   } as const;
   // A bare name is looked for down the backing chain, so it is found on the disk's own node (5.2 and later).
-  await qmp.execute("block-export-add", hasChanges ? { ...common, bitmaps: [name("tmp")] } : common, options);
+  const changes = hasChanges ? { bitmaps: [name("tmp")] } : {};
+  const depth = hasOverlays ? { "allocation-depth": true } : {};
+  await qmp.execute("block-export-add", { ...common, ...changes, ...depth }, options);
   return {
     exportName: name("exp"),
     dirtyContext: hasChanges ? `qemu:dirty-bitmap:${name("tmp")}` : undefined,

@@ -7,6 +7,7 @@ import type { DiskNode } from "../discover/discover.js";
 import { QemuFrozenPoint } from "./frozen-point.js";
 import type { Protection } from "../guard/protection.js";
 import { reach } from "../teardown/reach.js";
+import { overlaysOn } from "../checkpoints/overlays.js";
 import { assertDisksUnchanged } from "../discover/readiness.js";
 import type { Run } from "../run/run.js";
 import { ScratchLimit } from "./scratch-limit.js";
@@ -109,13 +110,18 @@ async function serve({ qmp, run, request, signal }: Freeze, progress: Progress):
   const { repositoryTag: repository, checkpoint } = request;
   const disks: FrozenDisk[] = [];
   for (const [number, { disk, token, base }] of request.disks.entries()) {
-    const exported = await exportDisk(qmp, run.id, number, base !== undefined, { signal });
+    const overlays = base === undefined ? 0 : overlaysOn(disk, base.node);
+    if (overlays === undefined) throw new RangeError(`disk ${disk.name} has no node "${base?.node ?? ""}"`);
+    const context = { hasChanges: base !== undefined, hasOverlays: overlays > 0 };
+    const exported = await exportDisk(qmp, run.id, number, context, { signal });
     disks.push({
       disk,
       token,
       virtualSize: disk.virtualSize,
       socket: { transport: "unix", path },
       ...exported,
+      // The scratch is on top of them.
+      overlayDepth: overlays === 0 ? undefined : 1 + overlays,
       bitmap: formatBitmapName({ repository, checkpoint, token }),
     });
   }

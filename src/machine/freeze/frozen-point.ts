@@ -103,9 +103,7 @@ export class QemuFrozenPoint implements FrozenPoint {
   }
 
   #bases(): { node: string; name: string }[] {
-    return this.#requested().flatMap(({ disk, base }) =>
-      base === undefined ? [] : [{ node: disk.node, name: base }],
-    );
+    return this.#requested().flatMap(({ base }) => base ?? []);
   }
 
   #checkpoint(): { node: string; name: string }[] {

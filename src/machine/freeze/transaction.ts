@@ -1,6 +1,6 @@
 import { formatBitmapName, formatRunObject } from "../../point/index.js";
 import type { TransactionAction } from "../../qmp/index.js";
-import { granularityOf } from "../checkpoints.js";
+import { granularityOf } from "../checkpoints/own-bitmap.js";
 import type { FreezeRequest } from "../source.js";
 
 /**
@@ -38,10 +38,14 @@ export function freezeActions(request: FreezeRequest, run: string): TransactionA
     if (base === undefined) return [];
     const { node } = disk;
     const name = formatRunObject({ run, disk: number, kind: "tmp" });
-    const transient = { persistent: false, disabled: true, granularity: granularityOf(disk, clusterSize) };
+    const held = disk.bitmaps.find((bitmap) => bitmap.name === base.name && bitmap.node === base.node);
+    // Equal granularities: not every QEMU merges others.
+    const granularity = held?.granularity ?? granularityOf(disk, clusterSize);
+    const transient = { persistent: false, disabled: true, granularity };
+    const source = base.node === node ? base.name : base;
     return [
       { type: "block-dirty-bitmap-add", data: { node, name, ...transient } },
-      { type: "block-dirty-bitmap-merge", data: { node, target: name, bitmaps: [base] } },
+      { type: "block-dirty-bitmap-merge", data: { node, target: name, bitmaps: [source] } },
     ];
   });
   return [...added, ...backups, ...changes];

@@ -1,5 +1,6 @@
 import type { IoOptions } from "../../bytes/index.js";
-import { bitmapsToRemove, type Catalogue, type RemovableBitmap } from "../checkpoints.js";
+import type { Checkpoints } from "../checkpoints/catalogue.js";
+import { bitmapsToRemove, type RemovableBitmap } from "../checkpoints/remove.js";
 import { ForeignServerError, RunBusyError } from "../errors.js";
 import { endRun } from "../teardown/end-run.js";
 import { objectsOf, takeInventory, type QemuInventory, type RunObjects } from "./leftovers.js";
@@ -10,13 +11,7 @@ import { removeBitmaps } from "../teardown/teardown.js";
 /** How to clean up after dead runs. */
 export interface RecoverOptions extends IoOptions {
   /** Decides on checkpoints' bitmaps; without it they all stay. */
-  readonly checkpoints?:
-    | {
-        readonly repositoryTag: string;
-        readonly catalogue: Catalogue;
-        readonly keepCheckpoints?: number | undefined;
-      }
-    | undefined;
+  readonly checkpoints?: (Checkpoints & { readonly keepCheckpoints?: number | undefined }) | undefined;
   /**
    * What to do about a run that has things in QEMU, but no state file in the run directory, so that nobody
    * can tell whether it lives: `refuse` (default), or `clean` because the operator knows.

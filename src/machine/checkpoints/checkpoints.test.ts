@@ -1,13 +1,9 @@
 import { describe, expect, it } from "vitest";
-import { formatBitmapName } from "../point/index.js";
-import {
-  bitmapsToRemove,
-  chooseBase,
-  chooseBases,
-  type BaseContext,
-  type CataloguePoint,
-} from "./checkpoints.js";
-import type { SourceBitmap, SourceDisk } from "./source.js";
+import { formatBitmapName } from "../../point/index.js";
+import type { BackingImage, SourceBitmap, SourceDisk } from "../source.js";
+import type { BaseContext, CataloguePoint } from "./catalogue.js";
+import { chooseBase, chooseBases } from "./choose.js";
+import { bitmapsToRemove } from "./remove.js";
 
 const REPOSITORY = "0a1b2c3d";
 const TOKEN = "11111111";
@@ -48,8 +44,13 @@ function disk(bitmaps: readonly SourceBitmap[], changes: Partial<SourceDisk> = {
     canPersist: true,
     imageClusterSize: 65536,
     bitmaps,
+    backing: [],
     ...changes,
   };
+}
+
+function backing(node: string, changes: Partial<BackingImage> = {}): BackingImage {
+  return { node, virtualSize: 1000, imageClusterSize: 65536, isFilter: false, ...changes };
 }
 
 function point(number: number, changes: Partial<CataloguePoint> = {}): CataloguePoint {
@@ -77,7 +78,8 @@ describe("chooseBase()", () => {
     const carried = disk([bitmap(1), bitmap(3), bitmap(2)]);
     expect(await chooseBase(carried, context([point(1), point(2)]))).toEqual({
       kind: "incremental",
-      base: bitmap(2).name,
+      base: { node: "node0", name: bitmap(2).name },
+      overlays: 0,
       checkpoint: id(2),
       token: TOKEN,
       parentDiskName: "vda",
@@ -115,9 +117,30 @@ describe("chooseBase()", () => {
     ["bitmap does not record", disk([bitmap(1, { recording: false })]), context([point(1)])],
     ["bitmap is in use by another program", disk([bitmap(1, { busy: true })]), context([point(1)])],
     [
-      "bitmap is on a backing image: an external snapshot was taken since",
-      disk([bitmap(1, { readOnly: true, node: "below" })]),
+      "bitmap is on a backing image: an external snapshot was taken since, and the disk resized",
+      disk([bitmap(1, { readOnly: true, node: "below" })], {
+        backing: [backing("below", { virtualSize: 999 })],
+      }),
       context([point(1)]),
+    ],
+    [
+      "bitmap is on a backing image, with a filter on top of it",
+      disk([bitmap(1, { readOnly: true, node: "below" })], {
+        backing: [backing("filter", { isFilter: true }), backing("below")],
+      }),
+      context([point(1)]),
+    ],
+    [
+      "bitmap inconsistent: QEMU did not shut down cleanly",
+      disk([bitmap(1, { readOnly: true, node: "below", inconsistent: true })], {
+        backing: [backing("below")],
+      }),
+      context([point(1)]),
+    ],
+    [
+      "machine was migrated away and came back (snapshots were taken: its bitmap knows nothing of that time)",
+      disk([bitmap(1, { readOnly: true, node: "below" })], { backing: [backing("below")] }),
+      context([point(1)], { machineWasAway: true }),
     ],
     [`point ${id(1)} is not in the repository`, disk([bitmap(1)]), context([])],
     [
@@ -142,6 +165,32 @@ describe("chooseBase()", () => {
   it("goes on with a bitmap that is stored in the image after the machine was migrated away and came back", async () => {
     const judged = context([point(1)], { machineWasAway: true });
     expect(await chooseBase(disk([bitmap(1)]), judged)).toMatchObject({ kind: "incremental" });
+  });
+
+  it("goes on with a bitmap on a backing image, and counts the images on top of it", async () => {
+    const overlaid = disk([bitmap(1, { readOnly: true, node: "below" })], {
+      node: "top",
+      backing: [backing("middle", { virtualSize: 7 }), backing("below", { imageClusterSize: 4096 })],
+    });
+    expect(await chooseBase(overlaid, context([point(1)]))).toMatchObject({
+      kind: "incremental",
+      base: { node: "below", name: bitmap(1).name },
+      overlays: 2,
+    });
+  });
+
+  it("gives the reason of what belongs to this machine, not of what another one left on the disk", async () => {
+    // Another machine's name in the same repository: this catalogue has neither its points nor its tokens.
+    const strange = bitmap(2, {}, "22222222");
+    const lost = disk([strange, bitmap(1, { inconsistent: true })]);
+    const reasonOf = async (carried: SourceDisk, judged: BaseContext): Promise<unknown> => {
+      const choice = await chooseBase(carried, judged);
+      return choice.kind === "full" ? choice.reason : choice.kind;
+    };
+    expect(await reasonOf(lost, context([point(1)]))).toContain("inconsistent");
+    expect(await reasonOf(disk([strange]), context([point(1)]))).toContain("bitmap missing");
+    // A point of this machine that was deleted.
+    expect(await reasonOf(disk([bitmap(2)]), context([point(1)]))).toContain("is not in the repository");
   });
 
   it("keeps the disk's token when the chain goes on with a full", async () => {
@@ -226,12 +275,17 @@ describe("bitmapsToRemove()", () => {
     expect(await removed(carried, context([point(1), point(2)]))).toEqual([]);
   });
 
-  it("counts neither another machine's point nor another token's", async () => {
+  it("removes the checkpoint of the disk that a disk was copied from, when it has its own", async () => {
+    const copied = disk([bitmap(1), bitmap(2, {}, "22222222")]);
+    const other = point(2, { disks: [{ name: "x", token: "22222222", virtualSize: 1, clusterSize: 65536 }] });
+    expect(await removed(copied, context([point(1), other]))).toEqual([[bitmap(1).name, "old"]]);
+    // Its own point is not there: it may be another machine's in the same repository.
+    expect(await removed(copied, context([other]))).toEqual([]);
+  });
+
+  it("does not count another machine's point", async () => {
     const foreign = point(2, { machine: { uuid: "00000000-0000-4000-8000-000000000001" } });
     expect(await removed(disk([bitmap(1), bitmap(2)]), context([point(1), foreign]))).toEqual([]);
-    const otherToken = disk([bitmap(1), bitmap(2, {}, "22222222")]);
-    const other = point(2, { disks: [{ name: "x", token: "22222222", virtualSize: 1, clusterSize: 65536 }] });
-    expect(await removed(otherToken, context([point(1), other]))).toEqual([]);
   });
 
   it("leaves bitmaps that cannot be removed now, and those of others", async () => {
