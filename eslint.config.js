@@ -10,7 +10,7 @@ export default tseslint.config(
   {
     languageOptions: {
       parserOptions: {
-        projectService: { allowDefaultProject: ["*.js", "scripts/*.mjs"] },
+        projectService: { allowDefaultProject: ["*.js", "scripts/*.mjs", "test/support/*.mjs"] },
         tsconfigRootDir: import.meta.dirname,
       },
       globals: { process: "readonly", console: "readonly", URL: "readonly" },
@@ -59,11 +59,11 @@ export default tseslint.config(
     },
   },
   {
-    files: ["*.js", "*.config.ts", "scripts/**"],
+    files: ["*.js", "*.config.ts", "scripts/**", "test/support/*.mjs"],
     ...tseslint.configs.disableTypeChecked,
   },
   {
-    files: ["*.js", "*.config.ts", "scripts/**"],
+    files: ["*.js", "*.config.ts", "scripts/**", "test/support/*.mjs"],
     rules: {
       ...tseslint.configs.disableTypeChecked.rules,
       "no-restricted-syntax": "off",

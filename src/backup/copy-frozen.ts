@@ -1,5 +1,5 @@
 import { messageOf } from "../errors/index.js";
-import { anySignal, Budget, RateLimit, unlessAborted } from "../flow/index.js";
+import { anySignal, Budget, RateLimit, step, unlessAborted } from "../flow/index.js";
 import type { FrozenPoint } from "../machine/index.js";
 import { Connections } from "./connections.js";
 import { copyDisk, measureCopy, UNIT_BYTES, type CopyResources } from "./disk-copy.js";
@@ -44,10 +44,14 @@ export async function copyFrozen(
   let outcome: { readonly copied: CopiedDisk[] } | { readonly error: unknown };
   try {
     connections = await Connections.open(frozen, plans, options.workers, signal);
+    await step("connections open");
     await connections.protect();
+    await step("connections held");
     await connections.greet(options.level);
+    await step("negotiated");
     copying = copyAll(frozen, plans, images, connections, { ...options, signal });
     const copied = await unlessAborted(copying, signal);
+    await step("all read");
     await frozen.assertIntact();
     outcome = { copied };
   } catch (error) {

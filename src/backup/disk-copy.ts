@@ -1,6 +1,6 @@
 import { MiB } from "../bytes/index.js";
 import { endOf, totalLength, type Extent } from "../extent/index.js";
-import { anySignal, type Budget, type RateLimit } from "../flow/index.js";
+import { anySignal, step, type Budget, type RateLimit } from "../flow/index.js";
 import { ExpectedClusters, type HashWindow } from "../hashes/index.js";
 import type { FrameReader } from "../transfer/index.js";
 import type { DiskWriter } from "./disk-writer.js";
@@ -87,6 +87,7 @@ export async function copyDisk(copy: DiskCopy, resources: CopyResources): Promis
       resources.reader.recycle(payload);
       done += bytes;
       copy.onProgress(done);
+      await step("reading");
     } catch (error) {
       failure.abort(error);
     } finally {

@@ -1,7 +1,7 @@
 import { availableParallelism } from "node:os";
 import type { IoOptions } from "../bytes/index.js";
 import { messageOf, UsageError } from "../errors/index.js";
-import { anySignal } from "../flow/index.js";
+import { anySignal, step } from "../flow/index.js";
 import { checkpointsOf, openMachine, recover, type MachineChoice, type QmpSource } from "../machine/index.js";
 import { newPointId, repositoryTag } from "../point/index.js";
 import {
@@ -64,6 +64,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   // What a dead run left can hurt the guest: that goes whatever the repository says, or does not say.
   await recover(machine, { signal });
   await using lock = await repository.lockMachine(name, { signal });
+  await step("repository locked");
   const io = { signal: anySignal(signal, lock.lost) };
 
   await repository.collectGarbage(name, lock, io);
@@ -71,6 +72,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   requireFreeName(points, options.name);
   const newest = points.at(-1);
   await recover(machine, { checkpoints: checkpointsOf(repository, name, io), ...io });
+  await step("cleaned");
 
   const plans = await planDisks(machine, {
     ...{ repository, machine: name, points, full: options.full ?? false },
@@ -79,6 +81,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   try {
     for (const plan of plans) options.observer?.disk?.(announce(plan));
     warnOfMissing(plans, newest, options.observer);
+    await step("planned");
     const point = await backupDisks(machine, lock, { plans, newest }, { ...options, ...io });
     await tidy("The machine's checkpoints may be lost", options.observer ?? {}, () => machine.close());
     return point;
@@ -116,13 +119,16 @@ async function backupDisks(
   try {
     const copied = await copyFrozen(frozen, plans, images, { signal, workers, level, bandwidth, observer });
     const disks = await images.finish(copied);
+    await step("images finished");
     const facts = { ...options, id, machine: name, identity: machine.identity, frozen, newest: newest?.id };
     const manifest = describePoint(facts, disks);
     isCommitting = true;
     await repository.commitPoint(manifest, { fence: () => lock.verify({ signal }), signal });
+    await step("committed");
     await tidy("The point is stored; its base stays in the machine until the next run", observer, () =>
       frozen.keep(),
     );
+    await step("bitmaps removed");
     return manifest;
   } catch (error) {
     await tidy("Bitmaps of this run stay in the machine until the next one", observer, () =>

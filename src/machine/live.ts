@@ -1,5 +1,6 @@
 import type { IoOptions } from "../bytes/index.js";
 import { UsageError } from "../errors/index.js";
+import { step } from "../flow/index.js";
 import { QmpClient, type QmpAddress } from "../qmp/index.js";
 import { discover, type LiveDisk, type RefusedDisk } from "./discover/discover.js";
 import { ForeignServerError, RunBusyError } from "./errors.js";
@@ -97,9 +98,12 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
     const run = lookOnly ? undefined : await Run.acquire(runDirectory, place, { signal });
     let qmp: QmpClient | undefined;
     try {
+      await step("machine locked");
       qmp = await QmpClient.connect(address, { signal });
       await assertFeatures(qmp, { signal });
-      return new LiveMachine(qmp, run, place, options, await look(qmp, options, { signal }));
+      const snapshot = await look(qmp, options, { signal });
+      await step("machine opened");
+      return new LiveMachine(qmp, run, place, options, snapshot);
     } catch (error) {
       await qmp?.close();
       await run?.release();
@@ -200,9 +204,12 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
   async close(): Promise<void> {
     await this.#guard?.settle();
     await this.qmp.close();
+    await step("monitor left");
     await this.#run?.release({ leaveRecord: this.#leaveRecord || this.#isFrozen });
+    await step("machine unlocked");
     // Last: until then the guard would end what is left of the run.
     await this.#guard?.end();
+    await step("guard dismissed");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -216,6 +223,7 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
     await this.#guard?.end();
     const { qmp, address } = this;
     this.#guard = await Protection.start({ run: this.assertWorking(), qmp, address, allowUnguarded, warn });
+    await step("guard started");
   }
 }
 

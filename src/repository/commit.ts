@@ -1,5 +1,6 @@
 import type { IoOptions } from "../bytes/index.js";
 import { BusyError, messageOf, TidemarkError } from "../errors/index.js";
+import { step } from "../flow/index.js";
 import type { Storage } from "../storage/index.js";
 import { readManifest, readManifestBytes, surveyMachine } from "./catalogue.js";
 import { FencedError } from "./errors.js";
@@ -37,12 +38,14 @@ export async function commitPoint(
   await checkImages(storage, manifest, options);
   await options.fence();
   const before = await chainState(storage, manifest, options);
+  await step("before the manifest");
   try {
     if (!(await storage.put(key, bytes, { ifAbsent: true, signal: options.signal }))) {
       // Ours, if an answer was lost and the request repeated.
       const found = await readManifestBytes(storage, machine.name, id, options);
       if (found?.equals(bytes) !== true) throw alreadyThere(manifest);
     }
+    await step("manifest written");
     // From here on the signal interrupts nothing: either the point stands, or it is withdrawn.
     await options.fence();
     const found = await readManifestBytes(storage, machine.name, id);

@@ -1,4 +1,5 @@
 import type { IoOptions } from "../bytes/index.js";
+import { step } from "../flow/index.js";
 import { thisHost, thisProcess } from "../process/index.js";
 import type { Storage } from "../storage/index.js";
 import { FencedError } from "./errors.js";
@@ -76,6 +77,7 @@ export class MachineLock {
     await this.#beating;
     const found = await readHolder(this.#storage, this.key);
     if (found?.token === this.token) await this.#storage.delete(this.key);
+    await step("repository unlocked");
   }
 
   /** As `release`; a lock that cannot be given back is left to be found stale. */

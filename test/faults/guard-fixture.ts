@@ -53,15 +53,18 @@ export class GuardedRig implements AsyncDisposable {
   }
 
   /** Starts a backup. */
-  start(extra: readonly string[] = []): RunningTidemark {
-    const env = { TIDEMARK_RUNTIME_DIR: this.rig.directory.file("run") };
-    return startTidemark(this.rig.backupArguments(extra), { env });
+  start(extra: readonly string[] = [], env: Readonly<Record<string, string>> = {}): RunningTidemark {
+    const runtime = { TIDEMARK_RUNTIME_DIR: this.rig.directory.file("run") };
+    return startTidemark(this.rig.backupArguments(extra), { env: { ...runtime, ...env } });
   }
 
   /** Starts a backup that takes long, and waits until it copies. */
-  async startCopying(extra: readonly string[] = []): Promise<RunningTidemark> {
+  async startCopying(
+    extra: readonly string[] = [],
+    env: Readonly<Record<string, string>> = {},
+  ): Promise<RunningTidemark> {
     await this.rig.machine.waitForGuestWriting(200);
-    const running = this.start(["--bandwidth", "1MiB/s", ...extra]);
+    const running = this.start(["--bandwidth", "1MiB/s", ...extra], env);
     await running.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
     return running;
   }
@@ -93,6 +96,15 @@ export class GuardedRig implements AsyncDisposable {
     expect(point.parent).toBe(newest);
     expect(point.disks.map(({ kind }) => kind)).toEqual(["incremental", "incremental"]);
     await this.expectRight(point.id);
+    await this.expectTidyRepository();
+  }
+
+  /** The repository holds points and nothing else: no lock, no claim to one, no unfinished image. */
+  async expectTidyRepository(): Promise<void> {
+    const home = `${this.rig.repository}/vm`;
+    const names = await readdir(home);
+    const files = await Promise.all(names.map((name) => readdir(`${home}/${name}`)));
+    expect(names.filter((_name, index) => files[index]?.includes("point.json") !== true)).toEqual([]);
   }
 
   /** A point holds what the machine held at its freeze: restored by us, and as bare qemu-img reads the repository. */

@@ -1,4 +1,5 @@
 import type { IoOptions } from "../../bytes/index.js";
+import { step } from "../../flow/index.js";
 import { formatBitmapName, formatRunObject } from "../../point/index.js";
 import type { QmpAddress, QmpClient } from "../../qmp/index.js";
 import { TeardownError } from "../errors.js";
@@ -56,6 +57,7 @@ export async function freezeDisks(freeze: Freeze): Promise<FrozenPoint> {
     const scratch = await prepare(freeze, progress);
     const limit = await armLimit(freeze, scratch);
     freeze.guard?.watch(limit.bounds);
+    await step("scratch watched");
     // A scratch node keeps its disk's node from being resized, and from getting a snapshot on top: now it stays.
     const { disks: now, state } = await freeze.look({ signal: freeze.signal });
     assertDisksUnchanged(freeze.request.disks, now);
@@ -63,6 +65,7 @@ export async function freezeDisks(freeze: Freeze): Promise<FrozenPoint> {
     watchdog = Watchdog.start(freeze.qmp, freeze.run.id, freeze.request.disks, limit);
     const frozenAt = await transact(freeze, progress);
     const disks = await serve(freeze, progress);
+    await step("exported");
     return new QemuFrozenPoint({ ...freeze, watchdog, disks, frozenAt, state, plan: { ...progress } });
   } catch (error) {
     watchdog?.stop();
@@ -79,10 +82,13 @@ async function prepare(
   progress.socketPath = socketPath;
   progress.files = scratch.map(({ file }) => file);
   await run.plan({ server: socketPath, files: progress.files });
+  await step("scratch planned");
   for (const item of scratch) await createScratch(qmp, run.id, item, { signal });
+  await step("scratch made");
   // Before the freeze, so that another program's server is found while nothing is frozen; after the scratch
   // nodes, whose presence tells a teardown that the server is ours.
   await startServer(qmp, socketPath, request.maxConnections);
+  await step("server started");
   return scratch;
 }
 
@@ -93,6 +99,7 @@ function armLimit({ qmp, run, request, signal }: Freeze, scratch: readonly Scrat
 async function transact({ qmp, run, request, signal }: Freeze, progress: Progress): Promise<Date> {
   await request.beforeFreeze?.();
   signal?.throwIfAborted();
+  await step("before the freeze");
   // No signal: once it is sent, whether it happened must be known.
   progress.isFrozen = true;
   await qmp.execute(
@@ -102,6 +109,7 @@ async function transact({ qmp, run, request, signal }: Freeze, progress: Progres
   );
   const frozenAt = new Date();
   await request.onFrozen?.();
+  await step("frozen");
   return frozenAt;
 }
 

@@ -1,5 +1,5 @@
 import type { IoOptions } from "../../bytes/index.js";
-import { anySignal } from "../../flow/index.js";
+import { anySignal, step } from "../../flow/index.js";
 import { formatRunObject } from "../../point/index.js";
 import type { QmpAddress, QmpClient } from "../../qmp/index.js";
 import type { Protection } from "../guard/protection.js";
@@ -97,6 +97,7 @@ export class QemuFrozenPoint implements FrozenPoint {
       });
       await tearDown(reached.qmp, { ...plan, run: run.id, closeConnections: closeAll });
       isClean = true;
+      await step("released");
     } finally {
       onEnd(isClean);
     }

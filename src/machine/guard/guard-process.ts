@@ -3,7 +3,7 @@ import { createRequire } from "node:module";
 import type { Socket } from "node:net";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { messageOf } from "../../errors/index.js";
-import { deferred, withDeadline } from "../../flow/index.js";
+import { deferred, step, withDeadline } from "../../flow/index.js";
 import type { ProcessIdentity } from "../../process/index.js";
 import { GuardError } from "../errors.js";
 import { closed, hear, say, type HoldOrder, type Order, type Report } from "./orders.js";
@@ -77,6 +77,7 @@ export class GuardProcess {
     const placeOf = (fd: number | undefined): number | null =>
       fd === undefined ? null : FIRST_GIVEN + descriptors.indexOf(fd);
     const guard = new GuardProcess(spawnGuard(details.run, descriptors));
+    await step("guard spawned");
     say(guard.#control, {
       ...details,
       order: "hold",

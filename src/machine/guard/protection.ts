@@ -1,5 +1,6 @@
 import { fstatSync } from "node:fs";
 import { messageOf } from "../../errors/index.js";
+import { step } from "../../flow/index.js";
 import { thisProcess } from "../../process/index.js";
 import type { QmpAddress, QmpClient } from "../../qmp/index.js";
 import { GuardError, ScratchFullError } from "../errors.js";
@@ -131,7 +132,9 @@ export class Protection {
       void guard.ended.then((how) => this.#onDeath(guard, how));
       if (this.#isOver) guard.tell({ order: "ending" });
       void guard.full.then((what) => this.#onFull(what));
+      await step("guard holds");
       await run.plan({ guard: identity });
+      await step("guard recorded");
       await previous?.end();
     } catch (error) {
       if (!allowUnguarded) throw error;

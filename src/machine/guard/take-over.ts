@@ -25,6 +25,7 @@ const RELIEF_DEADLINE = 2000;
  * @throws {TeardownError | ConnectionError} when something is left after several tries; the run's record stays, for the next run
  */
 export async function takeOver(order: HoldOrder, connections: HeldConnections): Promise<void> {
+  connections.drain();
   await dismissPrevious(order.previous);
   const adopted = await adopt(order);
   let exportsAreGone = false;

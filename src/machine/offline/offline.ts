@@ -1,6 +1,7 @@
 import { basename, extname, resolve } from "node:path";
 import type { IoOptions } from "../../bytes/index.js";
 import { NotFoundError, UsageError } from "../../errors/index.js";
+import { step } from "../../flow/index.js";
 import { isName, requireName } from "../../point/index.js";
 import type { QmpClient } from "../../qmp/index.js";
 import { describeNode, type DiskNode } from "../discover/discover.js";
@@ -76,6 +77,7 @@ export class OfflineMachine implements QmpSource, AsyncDisposable {
     const run = await Run.acquire(runDirectory, place, { signal });
     let daemon: StorageDaemon | undefined;
     try {
+      await step("machine locked");
       daemon = await StorageDaemon.start(storageDaemon, { signal });
       await assertFeatures(daemon.qmp, { signal });
       for (const [index, image] of images.entries()) {
@@ -83,6 +85,7 @@ export class OfflineMachine implements QmpSource, AsyncDisposable {
       }
       const machine = new OfflineMachine(daemon, run, place, runDirectory, images);
       await machine.refresh({ signal });
+      await step("machine opened");
       return machine;
     } catch (error) {
       await daemon?.[Symbol.asyncDispose]();
@@ -184,8 +187,10 @@ export class OfflineMachine implements QmpSource, AsyncDisposable {
   async #close(): Promise<void> {
     try {
       await this.#daemon.stop();
+      await step("monitor left");
     } finally {
       await this.#run.release({ leaveRecord: this.#leaveRecord });
+      await step("machine unlocked");
     }
   }
 

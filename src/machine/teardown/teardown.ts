@@ -1,5 +1,6 @@
 import { rm } from "node:fs/promises";
 import { messageOf } from "../../errors/index.js";
+import { step } from "../../flow/index.js";
 import { QmpCommandError, type QmpClient } from "../../qmp/index.js";
 import { TeardownError } from "../errors.js";
 import { isListening, removeSocketPath } from "../freeze/export.js";
@@ -40,20 +41,26 @@ export interface TeardownPlan {
 export async function tearDown(qmp: QmpClient | undefined, plan: TeardownPlan): Promise<void> {
   const steps = new Steps();
   if (qmp !== undefined) await steps.try("delete exports", () => deleteExports(qmp, plan.run));
+  await step("exports deleted");
   const closed = await steps.try("close NBD connections", async () => plan.closeConnections?.());
+  await step("connections closed");
   const files = new Set(plan.files);
   if (qmp !== undefined) {
     const stopped = closed && (await steps.try("stop the NBD server", () => stopServer(qmp, plan)));
+    await step("server stopped");
     await steps.try("end jobs", () => endJobs(qmp, plan.run));
+    await step("jobs ended");
     if (stopped) {
       await steps.try("delete nodes", async () => {
         for (const file of await deleteNodes(qmp, plan.run)) files.add(file);
       });
     }
   }
+  await step("nodes deleted");
   for (const file of files) await steps.try(`delete ${file}`, () => rm(file, { force: true }));
   const { socketPath } = plan;
   if (socketPath !== null) await steps.try(`delete ${socketPath}`, () => removeSocketPath(socketPath));
+  await step("files deleted");
   steps.finish(plan.run);
 }
 
