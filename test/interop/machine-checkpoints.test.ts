@@ -16,7 +16,7 @@ import { startMachine, type TestDisk, type TestMachine } from "../support/qemu.j
 import { temporaryDirectory, type TemporaryDirectory } from "../support/temporary.js";
 import { run } from "../support/tools.js";
 import {
-  type basesOf,
+  basesOf,
   CLUSTER,
   dirtyClusters,
   freezeRequest,
@@ -168,6 +168,14 @@ describe("chooseBases()", () => {
       base: { node: "node0", name: first.disks[0]!.bitmap },
       overlays: 1,
     });
+    const before = await machine.freeze(freezeRequest(machine.disks, { bases: basesOf(first.disks) }));
+    await before.release(noConnections);
+    // A snapshot while the point is being committed: what is transient goes from the read-only node, too.
+    const over = { "snapshot-file": directory.file("over.qcow2"), "snapshot-node-name": "over" };
+    await vm.monitor.execute("blockdev-snapshot-sync", { "node-name": "overlay", ...over });
+    await before.keep();
+    expect((await residueOf(vm.monitor)).transient).toEqual([]);
+    await machine.refresh();
     const second = await commit(machine);
     const context = contextOf(pointOf(first), pointOf(second));
     expect(await bitmapsToRemove(machine.disks[0]!, context)).toEqual([]);

@@ -104,7 +104,8 @@ export class QemuFrozenPoint implements FrozenPoint {
   }
 
   #bases(): { node: string; name: string }[] {
-    return this.#requested().flatMap(({ base }) => base ?? []);
+    // One below an external snapshot costs nothing, and is there when somebody commits the snapshot.
+    return this.#requested().flatMap(({ disk, base }) => (base?.node === disk.node ? base : []));
   }
 
   #checkpoint(): { node: string; name: string }[] {

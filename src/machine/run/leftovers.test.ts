@@ -44,7 +44,7 @@ describe("sortInventory()", () => {
         jobs: ["tm-aaaaaaaa-0-job"],
         nodes: ["tm-aaaaaaaa-0-scr", "tm-aaaaaaaa-0-file"],
         files: ["/x/tm-aaaaaaaa-0-file"],
-        bitmaps: [{ node: "disk", name: "tm-aaaaaaaa-0-tmp", readOnly: false }],
+        bitmaps: [{ node: "disk", name: "tm-aaaaaaaa-0-tmp" }],
       },
       { run: "bbbbbbbb", exports: [], jobs: ["tm-bbbbbbbb-1-new"], nodes: [], files: [], bitmaps: [] },
     ]);

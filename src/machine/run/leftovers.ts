@@ -12,7 +12,7 @@ export interface RunObjects {
   /** Files of those nodes. */
   readonly files: readonly string[];
   /** Transient bitmaps. */
-  readonly bitmaps: readonly { readonly node: string; readonly name: string; readonly readOnly: boolean }[];
+  readonly bitmaps: readonly { readonly node: string; readonly name: string }[];
 }
 
 /** What every run has in QEMU, and what is in there of others that matters to us. */
@@ -52,8 +52,8 @@ export function sortInventory(
   jobs: readonly JobInfo[],
   nodes: readonly BlockNode[],
 ): QemuInventory {
-  const bitmaps = nodes.flatMap(({ name: node, readOnly, bitmaps: carried }) =>
-    carried.map(({ name }) => ({ node, name, readOnly })),
+  const bitmaps = nodes.flatMap(({ name: node, bitmaps: carried }) =>
+    carried.map(({ name }) => ({ node, name })),
   );
   const names = [...exports, ...jobs].map(({ id }) => id);
   const all = [...names, ...nodes.map(({ name }) => name), ...bitmaps.map(({ name }) => name)];

@@ -98,7 +98,7 @@ async function findDead(
   const others = inventory.runs.filter(({ run }) => run !== machine.runId);
   for (const objects of others) {
     const found = records.find(({ run }) => run === objects.run);
-    // A transient bitmap alone is no sign of life: one on a read-only node cannot even be removed.
+    // A transient bitmap alone is no sign of life: its run may have ended while QEMU did not answer.
     const holdsNothing = objects.exports.length + objects.jobs.length + objects.nodes.length === 0;
     if (dryRun || found?.liveness === "dead" || (found === undefined && holdsNothing)) continue;
     if (found !== undefined) throw alive(found);

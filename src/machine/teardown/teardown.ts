@@ -64,7 +64,10 @@ export async function tearDown(qmp: QmpClient | undefined, plan: TeardownPlan): 
   steps.finish(plan.run);
 }
 
-/** Removes bitmaps, all or none. Those that are gone, in use or on a read-only node are left out. */
+/**
+ * Removes bitmaps, all or none. Those that are gone, in use, or stored in an image that is read-only now (somebody took
+ * an external snapshot) are left out: QEMU refuses, and one refusal would keep all the others.
+ */
 export async function removeBitmaps(
   qmp: QmpClient,
   wanted: readonly { readonly node: string; readonly name: string }[],
@@ -73,7 +76,8 @@ export async function removeBitmaps(
   const actions = wanted.flatMap(({ node, name }) => {
     const holder = nodes.find((item) => item.name === node);
     const bitmap = holder?.bitmaps.find((item) => item.name === name);
-    if (holder?.readOnly !== false || bitmap?.busy !== false) return [];
+    if (holder === undefined || bitmap === undefined) return [];
+    if (bitmap.busy || (holder.readOnly && bitmap.persistent)) return [];
     return [{ type: "block-dirty-bitmap-remove", data: { node, name } } as const];
   });
   if (actions.length > 0) await qmp.execute("transaction", { actions });
