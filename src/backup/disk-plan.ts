@@ -52,6 +52,8 @@ export interface PlanContext extends IoOptions {
   readonly points: readonly PointManifest[];
   /** All disks full, because the user wants it. */
   readonly full: boolean;
+  /** Takes warnings for the user. */
+  readonly warn: (message: string) => void;
 }
 
 /** Decides for each disk: an increment of the newest checkpoint that can be trusted, or full, and why. */
@@ -113,7 +115,10 @@ async function planDisk(
     return { ...plan, base, hashKey: await repository.hashKey(chain, { signal }), reason: null };
   } catch (error) {
     // An increment of damaged images could not be restored; a full can.
-    if (error instanceof DamageError) return full(`parent damaged: ${error.message}`);
+    if (error instanceof DamageError) {
+      context.warn(`Disk "${name}" is stored in full, since its parent is damaged: ${error.message}`);
+      return full(`parent damaged: ${error.message}`);
+    }
     throw error;
   }
 }

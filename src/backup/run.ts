@@ -76,6 +76,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
 
   const plans = await planDisks(machine, {
     ...{ repository, machine: name, points, full: options.full ?? false },
+    warn: (message) => options.observer?.warning?.(message),
     ...io,
   });
   try {

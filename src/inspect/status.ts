@@ -1,4 +1,5 @@
 import type { IoOptions } from "../bytes/index.js";
+import { DamageError } from "../errors/index.js";
 import {
   baseContextOf,
   checkpointsOf,
@@ -67,7 +68,11 @@ export async function inspectMachine(options: InspectOptions): Promise<MachineSt
   const { name, uuid, state, qemuVersion } = machine.identity;
   return {
     machine: { name, uuid, state, qemu: qemuVersion },
-    disks: machine.disks.map((disk) => describeDisk(disk, names.get(disk) ?? disk.name, choices?.get(disk))),
+    disks: await Promise.all(
+      machine.disks.map(async (disk) =>
+        describeDisk(disk, names.get(disk) ?? disk.name, await foretell(choices?.get(disk), options)),
+      ),
+    ),
     refused: machine.refused.map((disk) => ({
       name: disk.deviceId ?? disk.driveId ?? disk.qdev ?? "(unnamed)",
       reason: disk.reason,
@@ -95,7 +100,25 @@ async function choose(
   return await chooseBases(machine.disks, baseContextOf(checkpoints, machine.identity, facts));
 }
 
-function describeDisk(disk: SourceDisk, name: string, choice: BaseChoice | undefined): DiskStatus {
+/** What the next backup of a disk will be. */
+async function foretell(
+  choice: BaseChoice | undefined,
+  { catalogue, signal }: InspectOptions,
+): Promise<DiskStatus["next"]> {
+  if (choice === undefined || catalogue === undefined) return null;
+  if (choice.kind === "full") return { kind: "full", reason: choice.reason };
+  const { repository, machine } = catalogue;
+  try {
+    const chain = await repository.openChain(machine, choice.checkpoint, choice.parentDiskName, { signal });
+    await chain.close();
+    return { kind: "incremental", reason: null };
+  } catch (error) {
+    if (error instanceof DamageError) return { kind: "full", reason: `parent damaged: ${error.message}` };
+    throw error;
+  }
+}
+
+function describeDisk(disk: SourceDisk, name: string, next: DiskStatus["next"]): DiskStatus {
   return {
     name,
     qdev: disk.qdev,
@@ -107,10 +130,7 @@ function describeDisk(disk: SourceDisk, name: string, choice: BaseChoice | undef
       const { checkpoint: id, repository } = identity;
       return [{ id, repository, consumer: null, dirtyBytes: bitmap.dirtyBytes, state: stateOf(bitmap) }];
     }),
-    next:
-      choice === undefined
-        ? null
-        : { kind: choice.kind, reason: choice.kind === "full" ? choice.reason : null },
+    next,
   };
 }
 

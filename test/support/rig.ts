@@ -36,6 +36,8 @@ export class Rig implements AsyncDisposable {
   readonly repository: string;
   /** The disks' references at every freeze, by the point's id and the image's path. */
   readonly #references = new Map<string, ReadonlyMap<string, string>>();
+  /** What backups of the machine warned of. */
+  readonly warnings: string[] = [];
   readonly #restored = new Set<string>();
   #machine: TestMachine | undefined;
   #proxy: QmpProxy | undefined;
@@ -108,6 +110,8 @@ export class Rig implements AsyncDisposable {
   /** Backs the machine up and remembers what its disks held. */
   async backup(extra: readonly string[] = []): Promise<PointView> {
     const events = (await this.tidemark(this.backupArguments(extra))).events();
+    for (const event of events)
+      if (event["event"] === "warning") this.warnings.push(String(event["message"]));
     const point = pointOf(events);
     const { references } = this.proxy.freezeOf(point.id);
     this.#references.set(point.id, new Map(references.map(({ source, file }) => [source, file])));

@@ -28,7 +28,7 @@ export interface Bitmap {
 /** A rig that remembers its points, so that all of them are looked at when the last one is there. */
 export class Story implements AsyncDisposable {
   readonly rig: Rig;
-  readonly #expected: Expected[] = [];
+  #expected: Expected[] = [];
   /** What an image held that was backed up without its machine, by the point's id. */
   readonly #held = new Map<string, string>();
 
@@ -98,8 +98,13 @@ export class Story implements AsyncDisposable {
 
   #remember(point: PointView, images: Readonly<Record<string, string>>, repository: string): Taken {
     expect(point.disks.map(({ name }) => name).sort()).toEqual(Object.keys(images).sort());
-    this.#expected.push({ point, images, repository });
+    this.#expected.push({ point, images: { ...images }, repository });
     return { point, kinds: kindsOf(point) };
+  }
+
+  /** A point that cannot be restored any more: the test damaged it. */
+  forget(point: PointView): void {
+    this.#expected = this.#expected.filter((expected) => expected.point.id !== point.id);
   }
 
   /** Restores every point, by tidemark and by bare qemu-img, and checks every image. */
