@@ -1,15 +1,17 @@
 import { availableParallelism } from "node:os";
 import type { IoOptions } from "../bytes/index.js";
-import { messageOf, UsageError } from "../errors/index.js";
+import { DamageError, messageOf, UsageError } from "../errors/index.js";
 import { anySignal, step } from "../flow/index.js";
 import { checkpointsOf, openMachine, recover, type MachineChoice, type QmpSource } from "../machine/index.js";
 import { newPointId, repositoryTag } from "../point/index.js";
 import {
+  FencedError,
   requirePointText,
   type MachineLock,
   type PointManifest,
   type Repository,
 } from "../repository/index.js";
+import { StorageError } from "../storage/index.js";
 import { connectionCount } from "./connections.js";
 import { copyFrozen } from "./copy-frozen.js";
 import { closePlans, planDisks, type DiskPlan } from "./disk-plan.js";
@@ -138,7 +140,21 @@ async function backupDisks(
     await tidy("Unfinished images stay in the repository until the next run", observer, () =>
       images.discard(),
     );
+    if (error instanceof StorageError || error instanceof DamageError) await assertHeld(lock);
     throw error;
+  }
+}
+
+/**
+ * Whoever took the lock over may have removed files under this run's hands: then that is what happened to it.
+ *
+ * @throws {FencedError} when the lock is lost
+ */
+async function assertHeld(lock: MachineLock): Promise<void> {
+  try {
+    await lock.verify();
+  } catch (error) {
+    if (error instanceof FencedError) throw error;
   }
 }
 

@@ -1,16 +1,14 @@
 import { readdir, readFile, writeFile } from "node:fs/promises";
 import { uptime } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { filesOfOurs, NOTHING, residueOf } from "../interop/machine-fixture.js";
 import { startTidemark, type CliResult, type RunningTidemark } from "../support/cli.js";
 import { waitForGuards } from "../support/guards.js";
 import { QmpProxy } from "../support/qmp-proxy.js";
 import { pointOf, type PointView } from "../support/rig.js";
+import { atStep } from "../support/steps.js";
 import { Catalogued, expectIncrement } from "./catalogue-fixture.js";
-
-const HOOK = fileURLToPath(new URL("stop-at-commit.mjs", import.meta.url));
 
 /** A backup that is suspended at a step of its commit, and another way to its machine. */
 class Suspended implements AsyncDisposable {
@@ -27,7 +25,7 @@ class Suspended implements AsyncDisposable {
     this.first = first;
   }
 
-  static async at(step: "image" | "before" | "after"): Promise<Suspended> {
+  static async at(step: "images finished" | "before the manifest" | "manifest written"): Promise<Suspended> {
     const catalogued = await Catalogued.begin();
     const { rig } = catalogued;
     const first = await catalogued.backup();
@@ -37,11 +35,9 @@ class Suspended implements AsyncDisposable {
     const running = startTidemark(rig.backupArguments(), {
       env: {
         TIDEMARK_RUNTIME_DIR: rig.directory.file("run"),
-        NODE_OPTIONS: `--import=${HOOK}`,
-        STOP_AT: step,
+        ...atStep(step, { action: "stop" }),
       },
     });
-    await running.nextEvent(({ event }) => event === "stopping");
     await waitUntilStopped(running.pid);
     return new Suspended(catalogued, running, other, first);
   }
@@ -114,7 +110,7 @@ class Suspended implements AsyncDisposable {
 
 /** The kernel tells only a parent in C about a child that is stopped. */
 async function waitUntilStopped(pid: number): Promise<void> {
-  const deadline = performance.now() + 15_000;
+  const deadline = performance.now() + 30_000;
   for (;;) {
     const stat = await readFile(`/proc/${pid}/stat`, "utf8");
     if (stat.slice(stat.lastIndexOf(")") + 2).startsWith("T")) return;
@@ -139,10 +135,10 @@ function expectFenced({ code, stdout }: CliResult): void {
 
 describe("a backup that was suspended and lost its lock", () => {
   it.each([
-    { step: "image", how: "a heartbeat that is old and stays so", disguise: OLD },
-    { step: "before", how: "another boot", disguise: beforeBoot() },
+    { step: "images finished", how: "a heartbeat that is old and stays so", disguise: OLD },
+    { step: "before the manifest", how: "another boot", disguise: beforeBoot() },
   ] as const)(
-    "at step '$step', by $how: commits nothing, whatever the other run committed meanwhile",
+    "at step $step, by $how: commits nothing, whatever the other run committed meanwhile",
     async ({ step, disguise }) => {
       await using suspended = await Suspended.at(step);
       const { catalogued, first } = suspended;
@@ -166,7 +162,7 @@ describe("a backup that was suspended and lost its lock", () => {
   );
 
   it("when its point is there, and the other run has gone on from it: leaves the point, and says so by its end", async () => {
-    await using suspended = await Suspended.at("after");
+    await using suspended = await Suspended.at("manifest written");
     const { catalogued, first } = suspended;
     await suspended.disguise(beforeBoot());
     await catalogued.write();
@@ -184,7 +180,7 @@ describe("a backup that was suspended and lost its lock", () => {
   });
 
   it("when its point is there, and the other run is about to go on from it: one of the two ends it, no point is wrong", async () => {
-    await using suspended = await Suspended.at("after");
+    await using suspended = await Suspended.at("manifest written");
     const { catalogued, first } = suspended;
     await suspended.disguise(beforeBoot());
     await catalogued.write();
