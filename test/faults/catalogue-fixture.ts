@@ -47,9 +47,13 @@ export class Catalogued implements AsyncDisposable {
   }
 
   /** Writes, backs up, and remembers the point. */
-  async backup(repository = this.rig.repository, image = this.image): Promise<PointView> {
+  async backup(
+    repository = this.rig.repository,
+    image = this.image,
+    extra: readonly string[] = [],
+  ): Promise<PointView> {
     await this.write();
-    const args = this.rig.backupArguments(["--repo", repository]);
+    const args = this.rig.backupArguments(["--repo", repository, ...extra]);
     const point = pointOf((await this.rig.tidemark(args)).events());
     this.remember(point, repository, image);
     return point;
