@@ -46,7 +46,11 @@ describe("backup with a catalogue that cannot be read", () => {
     await rm(manifest);
     // Opening a link fails, whoever tries: that is no absence.
     await symlink("nowhere", manifest);
-    expect(errorOf(await tryBackup())).toMatchObject({ event: "error", code: "TM_STORAGE_SYMLINK", exitCode: 1 });
+    expect(errorOf(await tryBackup())).toMatchObject({
+      event: "error",
+      code: "TM_STORAGE_SYMLINK",
+      exitCode: 1,
+    });
     await rm(manifest);
     await writeFile(manifest, before);
     await expectUnharmed();

@@ -348,7 +348,7 @@ describe("what another run of ours does", () => {
     await rig.tidemark(["init", "--repo", elsewhere]);
     const cases: [string[], RegExp][] = [
       [backup(), /run/],
-      [backup("--qmp", second), /process \d+ on host/],
+      [backup("--qmp", second), /run [0-9a-f]{8} of process \d+/],
       [into(elsewhere, "--qmp", second), /run [0-9a-f]{8} of process \d+/],
       [["cleanup", "--qmp", second], /run [0-9a-f]{8} of process \d+/],
       [backup("--qmp", other.qmp), /process \d+ on host/],
