@@ -66,7 +66,7 @@ export class TeardownError extends TidemarkError {
   constructor(run: string, problems: readonly string[], cause: unknown) {
     super("TM_TEARDOWN", `Cannot clean up after run ${run}: ${problems.join("; ")}`, {
       cause,
-      hint: "Run tidemark cleanup on the machine once the cause is gone",
+      hint: "The backup's guard, if it has one, goes on with it; else the next backup does, or tidemark cleanup, once the cause is gone",
     });
     this.problems = problems;
   }

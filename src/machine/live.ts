@@ -205,10 +205,12 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
     await this.#guard?.settle();
     await this.qmp.close();
     await step("monitor left");
-    await this.#run?.release({ leaveRecord: this.#leaveRecord || this.#isFrozen });
+    const isSomethingLeft = this.#leaveRecord || this.#isFrozen;
+    await this.#run?.release({ leaveRecord: isSomethingLeft });
     await step("machine unlocked");
-    // Last: until then the guard would end what is left of the run.
-    await this.#guard?.end();
+    // Last: until then the guard would end what is left of the run. So it does when this process could not.
+    if (isSomethingLeft) await this.#guard?.leave();
+    else await this.#guard?.end();
     await step("guard dismissed");
   }
 

@@ -83,22 +83,31 @@ export class QemuFrozenPoint implements FrozenPoint {
     const { qmp, address, run, guard, watchdog, plan, onEnd } = this.#parts;
     watchdog.stop();
     guard?.ending();
-    // A connection is closed when the last duplicate is, and the server is stopped only after that.
-    const closeAll = async (): Promise<void> => {
+    let isClosed = false;
+    const closeOwn = async (): Promise<void> => {
+      if (isClosed) return;
+      isClosed = true;
       await closeConnections();
-      await guard?.letGo();
     };
     let isClean = false;
     try {
-      await using reached = await reach(qmp, address).catch(async (error: unknown) => {
-        // Nothing can be taken down now: at least this process lets go.
-        await closeAll();
-        throw error;
+      await using reached = await reach(qmp, address);
+      await tearDown(reached.qmp, {
+        ...plan,
+        run: run.id,
+        // A connection is closed when the last duplicate is, and the server is stopped only after that.
+        closeConnections: async () => {
+          await closeOwn();
+          await guard?.letGo();
+        },
       });
-      await tearDown(reached.qmp, { ...plan, run: run.id, closeConnections: closeAll });
+      // Room that is short from now on is no concern of this run's.
+      guard?.watch([]);
       isClean = true;
       await step("released");
     } finally {
+      // If QEMU may still serve the exports: the guard holds on to them.
+      await closeOwn();
       onEnd(isClean);
     }
   }

@@ -126,6 +126,11 @@ export class GuardProcess {
     await this.#answer(this.ended);
   }
 
+  /** Leaves the run to it. */
+  leave(): void {
+    this.#control.destroy();
+  }
+
   async #answer(answer: Promise<unknown>): Promise<void> {
     const timer = setTimeout(() => this.#child.kill("SIGKILL"), ANSWER_DEADLINE);
     await Promise.race([answer, this.ended]);

@@ -107,6 +107,13 @@ export class Protection {
     this.#guard = undefined;
   }
 
+  /** This process cannot end the run, and leaves that to the guard, as if it had died. Never throws. */
+  async leave(): Promise<void> {
+    await this.settle();
+    this.#guard?.leave();
+    this.#guard = undefined;
+  }
+
   #change(): Promise<void> {
     const changed = this.#turn.then(() => this.#replace());
     this.#turn = changed.catch(() => undefined);
@@ -133,9 +140,13 @@ export class Protection {
       if (this.#isOver) guard.tell({ order: "ending" });
       void guard.full.then((what) => this.#onFull(what));
       await step("guard holds");
-      await run.plan({ guard: identity });
-      await step("guard recorded");
-      await previous?.end();
+      try {
+        await run.plan({ guard: identity });
+        await step("guard recorded");
+      } finally {
+        // Two that hold would both end the run some day.
+        await previous?.end();
+      }
     } catch (error) {
       if (!allowUnguarded) throw error;
       warn(`Nothing protects the machine from the death of this process: ${messageOf(error)}`);

@@ -1,11 +1,13 @@
 import { Socket } from "node:net";
 import { BusyError, ConnectionError } from "../../errors/index.js";
-import { pause } from "../../flow/index.js";
+import { DeadlineError, pause } from "../../flow/index.js";
+import { thisProcess } from "../../process/index.js";
 import { QmpClient } from "../../qmp/index.js";
+import { TeardownError } from "../errors.js";
 import { endRun } from "../teardown/end-run.js";
 import { objectsOf, takeInventory } from "../run/leftovers.js";
 import { reach, type Reached } from "../teardown/reach.js";
-import { findRecord } from "../run/run-record.js";
+import { findRecord, writeRecord } from "../run/run-record.js";
 import { deleteExports } from "../teardown/teardown.js";
 import type { HeldConnections } from "./held-connections.js";
 import { closed, say, type HoldOrder } from "./orders.js";
@@ -26,6 +28,7 @@ const RELIEF_DEADLINE = 2000;
  */
 export async function takeOver(order: HoldOrder, connections: HeldConnections): Promise<void> {
   connections.drain();
+  await claim(order);
   await dismissPrevious(order.previous);
   const adopted = await adopt(order);
   let exportsAreGone = false;
@@ -38,13 +41,28 @@ export async function takeOver(order: HoldOrder, connections: HeldConnections): 
       await end(reached.qmp, order, connections);
       break;
     } catch (error) {
-      // Letting go while QEMU still serves them could abort the machine: as long as it answers, it is insisted on.
-      if (exportsAreGone || error instanceof ConnectionError) tries += 1;
+      // Letting go while QEMU still serves them could abort the machine, and a QEMU that is silent may be so for long (its
+      // host was suspended, its storage hangs) and go on: then it is insisted on.
+      if (error instanceof ConnectionError || (exportsAreGone && !isSilence(error))) tries += 1;
       if (tries === TRIES) throw error;
     }
     await pauseAfter(attempt);
   }
   await adopted?.close();
+}
+
+/** Says in the run's record that it is this guard that ends it: the agent may have died before it had written that. */
+async function claim({ run, runDirectory }: HoldOrder): Promise<void> {
+  const guard = await thisProcess();
+  const record = (await findRecord(runDirectory, run).catch(() => undefined))?.record;
+  if (record === undefined || record.guard?.pid === guard.pid) return;
+  // Without room for it the run is ended all the same, perhaps side by side with the next one's clean-up.
+  await writeRecord(runDirectory, { ...record, guard }).catch(() => undefined);
+}
+
+/** Whether QEMU did not answer in time. */
+function isSilence(error: unknown): boolean {
+  return error instanceof DeadlineError || (error instanceof TeardownError && isSilence(error.cause));
 }
 
 async function end(

@@ -19,7 +19,7 @@ export interface TeardownPlan {
   readonly socketPath: string | null;
   /** The run had a server at a place that nobody knows any more: whatever server there is, is the run's. */
   readonly stopAnyServer?: boolean | undefined;
-  /** Closes every NBD connection that this process has. */
+  /** Closes every NBD connection that this process has. Called only when the exports are gone, or QEMU is. */
   readonly closeConnections?: (() => Promise<void>) | undefined;
 }
 
@@ -33,20 +33,23 @@ export interface TeardownPlan {
  * and nodes from the top. The nodes come last because they show that a server at the run's socket is this
  * QEMU's: a run makes them before it starts its server, so wherever it died, both are there or no server is.
  *
- * A step that fails does not keep the others from being done.
+ * A step that fails does not keep the others from being done, but while QEMU may still serve an export, connections
+ * stay open and the server stays up.
  *
  * @param qmp undefined when QEMU is gone: then only connections and files are left to end
  * @throws {TeardownError} listing what failed
  */
 export async function tearDown(qmp: QmpClient | undefined, plan: TeardownPlan): Promise<void> {
   const steps = new Steps();
-  if (qmp !== undefined) await steps.try("delete exports", () => deleteExports(qmp, plan.run));
+  const deleted =
+    qmp === undefined || (await steps.try("delete exports", () => deleteExports(qmp, plan.run)));
   await step("exports deleted");
-  const closed = await steps.try("close NBD connections", async () => plan.closeConnections?.());
+  const closed = deleted && (await steps.try("close NBD connections", async () => plan.closeConnections?.()));
   await step("connections closed");
   const files = new Set(plan.files);
+  let stopped = closed;
   if (qmp !== undefined) {
-    const stopped = closed && (await steps.try("stop the NBD server", () => stopServer(qmp, plan)));
+    stopped &&= await steps.try("stop the NBD server", () => stopServer(qmp, plan));
     await step("server stopped");
     await steps.try("end jobs", () => endJobs(qmp, plan.run));
     await step("jobs ended");
@@ -59,7 +62,9 @@ export async function tearDown(qmp: QmpClient | undefined, plan: TeardownPlan): 
   await step("nodes deleted");
   for (const file of files) await steps.try(`delete ${file}`, () => rm(file, { force: true }));
   const { socketPath } = plan;
-  if (socketPath !== null) await steps.try(`delete ${socketPath}`, () => removeSocketPath(socketPath));
+  // A server that still runs is known by its socket, to whoever goes on with this.
+  if (stopped && socketPath !== null)
+    await steps.try(`delete ${socketPath}`, () => removeSocketPath(socketPath));
   await step("files deleted");
   steps.finish(plan.run);
 }
