@@ -1,6 +1,6 @@
 import { spawn, type ChildProcessByStdio } from "node:child_process";
 import { once } from "node:events";
-import { readdir } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { createInterface, type Interface } from "node:readline";
 import type { Readable, Writable } from "node:stream";
 import { fileURLToPath } from "node:url";
@@ -18,8 +18,11 @@ class Run {
   readonly #lines: Interface;
   readonly #said: string[] = [];
 
-  constructor(task: "lock" | "write") {
-    this.#child = spawn(process.execPath, ["--import", "tsx", RUN, directory.path, task], {
+  /** @param around a program that runs it, and its arguments */
+  constructor(task: "lock" | "write", around: readonly string[] = []) {
+    const program = around[0] ?? process.execPath;
+    const args = around.length === 0 ? [] : [...around.slice(1), process.execPath];
+    this.#child = spawn(program, [...args, "--import", "tsx", RUN, directory.path, task], {
       stdio: ["pipe", "pipe", "inherit"],
     });
     this.#lines = createInterface(this.#child.stdout);
@@ -104,6 +107,31 @@ describe("a machine's lock between processes", () => {
     holder.signal("SIGCONT");
     await holder.end();
     expect(await holder.next()).toBe("released");
+  });
+});
+
+describe("a machine's lock between pid namespaces", () => {
+  /** Containers share a host, its ids and a repository, but not their pids. */
+  const CONTAINER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+
+  it("is not taken over because of what its holder's pid means elsewhere, only after long silence", async () => {
+    const holder = new Run("lock", CONTAINER);
+    expect(await holder.next()).toBe("ready");
+    holder.go();
+    expect(await holder.next()).toBe("held");
+    const { pid } = JSON.parse(await readFile(`${directory.path}/web/lock`, "utf8")) as { pid: number };
+    expect(pid).toBeLessThan(10);
+    await expect(repository.lockMachine("web")).rejects.toThrow(LockedError);
+    const other = new Run("lock", CONTAINER);
+    expect(await other.next()).toBe("ready");
+    other.go();
+    expect(await other.next()).toBe("refused TM_LOCKED");
+
+    await holder.kill();
+    // Nobody can know that it is gone, but that it is silent.
+    await expect(repository.lockMachine("web")).rejects.toThrow(LockedError);
+    const times = { heartbeat: 10_000, stale: 500, watch: 200 };
+    await (await repository.lockMachine("web", { times })).release();
   });
 });
 
