@@ -113,9 +113,14 @@ export class Rig implements AsyncDisposable {
     for (const event of events)
       if (event["event"] === "warning") this.warnings.push(String(event["message"]));
     const point = pointOf(events);
+    this.adopt(point);
+    return point;
+  }
+
+  /** Remembers what the disks held at a point whose freeze has passed the proxy. */
+  adopt(point: PointView): void {
     const { references } = this.proxy.freezeOf(point.id);
     this.#references.set(point.id, new Map(references.map(({ source, file }) => [source, file])));
-    return point;
   }
 
   /** What the disk with that image held at a point. */

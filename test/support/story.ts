@@ -96,6 +96,18 @@ export class Story implements AsyncDisposable {
     return Object.fromEntries(disks.map(({ name, next }) => [name, next.reason ?? next.kind]));
   }
 
+  /** Remembers a point that the test took by itself, through the rig's proxy. */
+  adopt(point: PointView, images: Readonly<Record<string, string>>): Taken {
+    this.rig.adopt(point);
+    return this.#remember(point, images, this.rig.repository);
+  }
+
+  /** What `status` calls leftovers of dead runs. */
+  async leftovers(): Promise<readonly unknown[]> {
+    const args = ["status", "--qmp", this.rig.proxy.socket, "--json"];
+    return ((await this.rig.tidemark(args)).json() as { leftovers: unknown[] }).leftovers;
+  }
+
   #remember(point: PointView, images: Readonly<Record<string, string>>, repository: string): Taken {
     expect(point.disks.map(({ name }) => name).sort()).toEqual(Object.keys(images).sort());
     this.#expected.push({ point, images: { ...images }, repository });

@@ -83,6 +83,6 @@ export class Watchdog {
 /** The frozen content of a disk is gone. */
 export function lost(disk: string, why: string): SnapshotLostError {
   return new SnapshotLostError(`Read the frozen content of disk ${disk}: it is lost, ${why}`, {
-    hint: "Somebody cancelled the job or QEMU failed; run the backup again",
+    hint: "Somebody cancelled the job, or unplugged the disk, or QEMU failed; run the backup again",
   });
 }
