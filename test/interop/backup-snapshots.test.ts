@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { KiB, MiB } from "../../src/bytes/index.js";
 import { createImage, imageInfo, qemuIo } from "../support/image.js";
 import { blockCommit, blockdevSnapshot, blockStream, snapshotSync } from "../support/snapshots.js";
+import { pointOf } from "../support/rig.js";
 import { diskOf, qcow2, raw, Story } from "../support/story.js";
 import { readTrail } from "../support/guest.js";
 import { run } from "../support/tools.js";
@@ -274,6 +275,51 @@ describe("backup after snapshots were merged", () => {
     expect(older.kinds).toEqual(INCREMENTAL);
     expect((await imageInfo(base))["format-specific"]?.data.bitmaps).toHaveLength(1);
     await story.proveAll();
+  });
+});
+
+describe("backup while somebody works on the overlays", () => {
+  it("ends when a job begins that shifts what QEMU says about them, and the next one is right", async () => {
+    const { story: opened, base, file } = await begin();
+    await using story = opened;
+    await story.start([qcow2(base)]);
+    const { machine, proxy } = story.rig;
+    await story.write(0, FILL);
+    await story.backup({ vd0: base });
+    for (const [below, name, place] of [
+      ["node0", "low", "64k"],
+      ["low", "mid", "1M"],
+      ["mid", "top", "192k"],
+    ] as const) {
+      await snapshotSync(machine, below, file(`${name}.qcow2`), name);
+      await story.write(0, `write -P 2 ${place} ${name === "mid" ? "2M" : "1k"}`);
+    }
+    const top = file("top.qcow2");
+    const job = { "job-id": "stream", device: "top", "base-node": "low", speed: 1 };
+    const hook = proxy.onCommand(
+      "block-export-add",
+      async () => {
+        hook.remove();
+        await machine.monitor.execute("block-stream", job);
+      },
+      "after",
+    );
+    const refused = await story.rig.run(story.rig.backupArguments());
+    expect(hook.fired).toBe(1);
+    if (refused.code === 0) story.adopt(pointOf(refused.events()), { vd0: top });
+    else expect(refused.events().at(-1)).toMatchObject({ code: "TM_MACHINE_BUSY", exitCode: 5 });
+    expect((await story.leftovers()).length).toBe(0);
+
+    // Whatever it did meanwhile: slow as it is, a drain wakes it up.
+    const jobs = await machine.monitor.execute<{ id: string }[]>("query-jobs");
+    for (const { id } of jobs) {
+      const cancelled = machine.monitor.nextEvent("BLOCK_JOB_CANCELLED");
+      await machine.monitor.execute("block-job-cancel", { device: id });
+      await cancelled;
+    }
+    expect((await story.backup({ vd0: top })).kinds).toEqual(INCREMENTAL);
+    await story.proveAll();
+    expect(refused.code).toBe(5);
   });
 });
 

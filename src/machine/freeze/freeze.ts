@@ -1,10 +1,9 @@
-import type { IoOptions } from "../../bytes/index.js";
 import { step } from "../../flow/index.js";
 import { formatBitmapName, formatRunObject } from "../../point/index.js";
 import type { QmpAddress, QmpClient } from "../../qmp/index.js";
 import { TeardownError } from "../errors.js";
+import { assertChainsUnchanged, type Look } from "./chains.js";
 import { exportDisk, prepareSocketPath, startServer } from "./export.js";
-import type { DiskNode } from "../discover/discover.js";
 import { QemuFrozenPoint } from "./frozen-point.js";
 import type { Protection } from "../guard/protection.js";
 import { reach } from "../teardown/reach.js";
@@ -13,7 +12,7 @@ import { assertDisksUnchanged } from "../discover/readiness.js";
 import type { Run } from "../run/run.js";
 import { ScratchLimit } from "./scratch-limit.js";
 import { createScratch, placeScratch, type Scratch } from "./scratch.js";
-import type { FreezeRequest, FrozenDisk, FrozenPoint, MachineState } from "../source.js";
+import type { FreezeRequest, FrozenDisk, FrozenPoint } from "../source.js";
 import { removeBitmaps, tearDown } from "../teardown/teardown.js";
 import { freezeActions } from "./transaction.js";
 import { Watchdog } from "./watchdog.js";
@@ -30,10 +29,7 @@ export interface Freeze {
   readonly guard?: Protection | undefined;
   readonly request: FreezeRequest;
   /** The disks that can be frozen, and the machine's state, asked anew. */
-  readonly look: (options: IoOptions) => Promise<{
-    readonly disks: readonly DiskNode[];
-    readonly state: MachineState;
-  }>;
+  readonly look: Look;
   readonly signal?: AbortSignal | undefined;
   /** Called when nothing is frozen any more. @param isClean nothing of the run is left */
   readonly onEnd: (isClean: boolean) => void;
@@ -64,6 +60,8 @@ export async function freezeDisks(freeze: Freeze): Promise<FrozenPoint> {
     // From here on no event may be missed.
     watchdog = Watchdog.start(freeze.qmp, freeze.run.id, freeze.request.disks, limit);
     const frozenAt = await transact(freeze, progress);
+    // A job that began before the watch would show now, one that begins later is seen.
+    await assertChainsUnchanged(freeze.request, freeze.look, { signal: freeze.signal });
     const disks = await serve(freeze, progress);
     await step("exported");
     return new QemuFrozenPoint({ ...freeze, watchdog, disks, frozenAt, state, plan: { ...progress } });

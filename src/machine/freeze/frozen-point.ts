@@ -1,3 +1,4 @@
+import { setImmediate } from "node:timers/promises";
 import type { IoOptions } from "../../bytes/index.js";
 import { anySignal, step } from "../../flow/index.js";
 import { formatRunObject } from "../../point/index.js";
@@ -14,6 +15,7 @@ import type {
   MachineState,
 } from "../source.js";
 import { removeBitmaps, tearDown } from "../teardown/teardown.js";
+import { assertChainsUnchanged, type Look } from "./chains.js";
 import { INTACT_STATES, lost, type Watchdog } from "./watchdog.js";
 
 /** What a frozen point in a QEMU process consists of. */
@@ -23,6 +25,7 @@ export interface FrozenParts {
   readonly run: Run;
   readonly guard?: Protection | undefined;
   readonly request: FreezeRequest;
+  readonly look: Look;
   /** Called when nothing is frozen any more. @param isClean nothing of the run is left */
   readonly onEnd: (isClean: boolean) => void;
   readonly watchdog: Watchdog;
@@ -54,13 +57,16 @@ export class QemuFrozenPoint implements FrozenPoint {
   }
 
   async assertIntact(options: IoOptions = {}): Promise<void> {
-    const { qmp, watchdog } = this.#parts;
+    const { qmp, request, look, watchdog } = this.#parts;
+    await assertChainsUnchanged(request, look, options);
     const jobs = new Map((await qmp.execute("query-jobs", undefined, options)).map((job) => [job.id, job]));
     for (const [id, disk] of watchdog.jobs) {
       const status = jobs.get(id)?.status ?? "gone";
       if (!INTACT_STATES.has(status)) throw lost(disk, `its job in QEMU is ${status}`);
     }
-    // A job that failed and was restarted in between would look well now; its event tells.
+    // A job that failed and was restarted in between would look well now; its event tells, once all that came with
+    // the answer has been looked at.
+    await setImmediate();
     watchdog.failed.throwIfAborted();
   }
 

@@ -1,6 +1,7 @@
-import { formatRunObject } from "../../point/index.js";
+import { formatRunObject, parseRunObject } from "../../point/index.js";
 import type { EventWatch, QmpClient, QmpEvent } from "../../qmp/index.js";
-import { ScratchFullError, SnapshotLostError } from "../errors.js";
+import { isBelowOverlays } from "../checkpoints/overlays.js";
+import { MachineBusyError, ScratchFullError, SnapshotLostError } from "../errors.js";
 import type { ScratchLimit } from "./scratch-limit.js";
 import type { FreezeDisk } from "../source.js";
 
@@ -17,8 +18,15 @@ export class Watchdog {
   readonly #stopped = new AbortController();
   readonly #diskNames: ReadonlyMap<string, string>;
   readonly #limit: ScratchLimit;
+  /** Jobs of others that begin; undefined where they do no harm. */
+  readonly #others: EventWatch | undefined;
 
-  private constructor(qmp: QmpClient, diskNames: ReadonlyMap<string, string>, limit: ScratchLimit) {
+  private constructor(
+    qmp: QmpClient,
+    diskNames: ReadonlyMap<string, string>,
+    limit: ScratchLimit,
+    hasOverlays: boolean,
+  ) {
     this.#diskNames = diskNames;
     this.#limit = limit;
     this.#watch = qmp.watch(
@@ -26,6 +34,7 @@ export class Watchdog {
         (name === "JOB_STATUS_CHANGE" && diskNames.has(String(data["id"]))) ||
         (name === "BLOCK_WRITE_THRESHOLD" && limit.diskOf(String(data["node-name"])) !== undefined),
     );
+    if (hasOverlays) this.#others = qmp.watch(isForeignJob);
   }
 
   /** Starts watching. Make it before the freeze. */
@@ -33,8 +42,9 @@ export class Watchdog {
     const names = disks.map(
       ({ disk }, number) => [formatRunObject({ run, disk: number, kind: "job" }), disk.name] as const,
     );
-    const watchdog = new Watchdog(qmp, new Map(names), limit);
+    const watchdog = new Watchdog(qmp, new Map(names), limit, disks.some(isBelowOverlays));
     void watchdog.#run();
+    void watchdog.#watchOthers();
     return watchdog;
   }
 
@@ -51,11 +61,27 @@ export class Watchdog {
   stop(): void {
     this.#stopped.abort();
     this.#watch[Symbol.dispose]();
+    this.#others?.[Symbol.dispose]();
   }
 
   async #run(): Promise<void> {
     try {
       for (;;) await this.#judge(await this.#watch.next({ signal: this.#stopped.signal }));
+    } catch (error) {
+      if (!this.#stopped.signal.aborted) this.#controller.abort(error);
+    }
+  }
+
+  /** A loop of its own: no question to QEMU may delay it. */
+  async #watchOthers(): Promise<void> {
+    if (this.#others === undefined) return;
+    try {
+      const { data } = await this.#others.next({ signal: this.#stopped.signal });
+      const id = String(data["id"]);
+      throw new MachineBusyError(
+        `Cannot read what changed: job "${id}" of another program began, which may change the disks' snapshots`,
+        { hint: "Run the backup again when that job has ended" },
+      );
     } catch (error) {
       if (!this.#stopped.signal.aborted) this.#controller.abort(error);
     }
@@ -78,6 +104,15 @@ export class Watchdog {
       },
     );
   }
+}
+
+/**
+ * A job that begins. On images below a disk, commits and streams put a filter, which QEMU counts as an image in
+ * `qemu:allocation-depth`: what an overlay holds could pass for unchanged.
+ */
+function isForeignJob({ name, data }: QmpEvent): boolean {
+  if (name !== "JOB_STATUS_CHANGE" || data["status"] !== "created") return false;
+  return parseRunObject(String(data["id"])) === undefined;
 }
 
 /** The frozen content of a disk is gone. */
