@@ -25,6 +25,7 @@ export interface CommitOptions extends IoOptions {
  *
  * @throws {FencedError} or what `fence` throws, when the lock or the chain was lost meanwhile; the point is not there
  * @throws {DamageError} when an image or a parent is not what the manifest says; the point is not there
+ * @throws {TidemarkError} TM_MANIFEST_TORN when the storage did not keep what it said it had; the point is not there
  * @throws {BusyError} TM_POINT_EXISTS when another point of this id is there; it is not touched
  */
 export async function commitPoint(
@@ -49,6 +50,8 @@ export async function commitPoint(
     // From here on the signal interrupts nothing: either the point stands, or it is withdrawn.
     await options.fence();
     const found = await readManifestBytes(storage, machine.name, id);
+    if (found !== undefined && isTorn(found, bytes))
+      throw torn(storage, manifest, found.length, bytes.length);
     if (found?.equals(bytes) !== true) throw changed(manifest, "another manifest took the place of its own");
     if ((await chainState(storage, manifest, {})) !== before)
       throw changed(manifest, "the chain that it continues was changed");
@@ -111,6 +114,20 @@ function changed(manifest: PointManifest, what: string): FencedError {
   );
 }
 
+/** Whether the storage kept only the beginning of what it was given: nobody else would write that. */
+function isTorn(found: Buffer, bytes: Buffer): boolean {
+  return found.length < bytes.length && bytes.subarray(0, found.length).equals(found);
+}
+
+function torn(storage: Storage, { id, machine }: PointManifest, found: number, length: number): Error {
+  const what = `point ${id} of machine "${machine.name}"`;
+  return new TidemarkError(
+    "TM_MANIFEST_TORN",
+    `Cannot commit ${what}: ${storage.description} kept ${found} of the ${length} bytes of its manifest, and said that all was well`,
+    { hint: "Check that storage's disk and file system: it cannot be trusted with backups" },
+  );
+}
+
 /**
  * Removes the manifest again, if it is this run's. A run that took the lock over may have seen the point and have
  * committed an increment of it: then it stays, whole as it is. That other run asks after its own commit whether
@@ -124,7 +141,8 @@ async function withdraw(
 ): Promise<void> {
   try {
     const found = await readManifestBytes(storage, machine.name, id);
-    if (found?.equals(bytes) !== true || (await mayHaveChildren(storage, machine.name, id))) return;
+    if (found === undefined || !(found.equals(bytes) || isTorn(found, bytes))) return;
+    if (await mayHaveChildren(storage, machine.name, id)) return;
     const key = manifestKey(machine.name, id);
     await storage.delete(key);
     if (await mayHaveChildren(storage, machine.name, id)) await storage.put(key, bytes, { ifAbsent: true });

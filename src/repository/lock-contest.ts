@@ -55,16 +55,34 @@ export class LockContest {
   async win(): Promise<Holder> {
     for (let attempt = 0; attempt < ATTEMPTS; attempt += 1) {
       const mine = this.#newHolder();
-      const isFirst = await this.#storage.put(this.#key, encodeHolder(mine), { ifAbsent: true, ...this.#io });
-      if (isFirst || (await this.#succeed(mine))) {
-        // Storages whose `ifAbsent` is not to be trusted show here whose bytes are there.
-        const found = await readHolder(this.#storage, this.#key, this.#io);
-        if (found?.token === mine.token) return mine;
+      try {
+        if (await this.#try(mine)) return mine;
+      } catch (error) {
+        // What failed may have made the lock this run's all the same, which lives on and would keep all others out.
+        if (!(error instanceof LockedError)) await this.#giveBack(mine);
+        throw error;
       }
     }
     throw new LockedError(`Cannot lock "${this.#key}": it changed hands ${ATTEMPTS} times meanwhile`, {
       hint: "Several runs want this machine at once: try again later",
     });
+  }
+
+  async #try(mine: Holder): Promise<boolean> {
+    const isFirst = await this.#storage.put(this.#key, encodeHolder(mine), { ifAbsent: true, ...this.#io });
+    if (!isFirst && !(await this.#succeed(mine))) return false;
+    // Storages whose `ifAbsent` is not to be trusted show here whose bytes are there.
+    return (await readHolder(this.#storage, this.#key, this.#io))?.token === mine.token;
+  }
+
+  /** As far as the storage lets it; what stays is found stale when this process has ended. */
+  async #giveBack(mine: Holder): Promise<void> {
+    try {
+      const found = await readHolder(this.#storage, this.#key);
+      if (found?.token === mine.token) await this.#storage.delete(this.#key);
+    } catch {
+      // The failure that led here is the news.
+    }
   }
 
   /** Takes the lock over from a holder that is gone. @returns false when it changed hands meanwhile */

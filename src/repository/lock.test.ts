@@ -3,7 +3,7 @@ import { uptime } from "node:os";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { BusyError } from "../errors/index.js";
 import { thisHost, thisProcess } from "../process/index.js";
-import { MemoryStorage } from "../storage/index.js";
+import { MemoryStorage, StorageError } from "../storage/index.js";
 import { FencedError, LockedError } from "./errors.js";
 import { encodeHolder, readHolder, type Holder } from "./holder.js";
 import { LOCK_TIMES } from "./lock-contest.js";
@@ -50,6 +50,27 @@ async function keys(): Promise<string[]> {
 }
 
 const ELSEWHERE = { machineId: "f".repeat(32), bootId: "other", host: "other" };
+
+describe("MachineLock.acquire()", () => {
+  it.each([
+    ["its answer was lost", "put"],
+    ["it could not be read back", "get"],
+  ] as const)(
+    "that fails when %s leaves no lock: this process lives on, and would keep all others out",
+    async (_, method) => {
+      const working = storage[method].bind(storage) as (...args: never[]) => Promise<never>;
+      storage[method] = async (...args: never[]) => {
+        // From now on it works.
+        storage[method] = working;
+        if (method === "put") await working(...args);
+        throw new StorageError("TM_STORAGE_IO", "Cannot say");
+      };
+      await expect(acquire()).rejects.toThrow("Cannot say");
+      expect(await keys()).toEqual([]);
+      await acquire();
+    },
+  );
+});
 
 describe("MachineLock", () => {
   it("is held by one at a time and says by whom and since when", async () => {

@@ -413,6 +413,18 @@ describe("Repository.commitPoint()", () => {
     expect(await keysOf("web/")).toEqual([`web/${P1}/sda.qcow2`]);
   });
 
+  it("withdraws the point when the storage kept only a part of its manifest", async () => {
+    const point = { machine: "web", id: P1, disks: [disk()] };
+    const manifest = await writeImages(repository, point);
+    const put = storage.put.bind(storage);
+    storage.put = (key, bytes, options) => put(key, bytes.subarray(0, bytes.length - 1), options);
+    const fence = (): Promise<void> => Promise.resolve();
+    await expect(repository.commitPoint(manifest, { fence })).rejects.toMatchObject({
+      code: "TM_MANIFEST_TORN",
+    });
+    expect(await repository.survey("web")).toMatchObject({ points: [], unreadable: [], uncommitted: [P1] });
+  });
+
   it("withdraws the point when its parent went away or was rewritten meanwhile", async () => {
     const first = await writePoint(repository, { machine: "web", id: P1, disks: [disk()] });
     for (const change of [

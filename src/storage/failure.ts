@@ -101,6 +101,8 @@ const FAILURES: Readonly<Record<string, readonly [StorageErrorCode, reason: stri
   ENFILE: ["TM_STORAGE_IO", "too many files are open on this host", "Raise the limit (fs.file-max)"],
 };
 
+const IO_HINT = "Check that storage: its disk or network, its mount, and what the kernel has logged";
+
 /**
  * The error for a failed system call. What is no system call's error (an abort's reason, one of ours) is
  * returned as it is.
@@ -110,6 +112,6 @@ const FAILURES: Readonly<Record<string, readonly [StorageErrorCode, reason: stri
 export function failure(action: string, error: unknown): Error {
   const code = systemCode(error);
   if (code === undefined) return error as Error;
-  const [ours, reason, hint] = FAILURES[code] ?? (["TM_STORAGE_IO", messageOf(error), undefined] as const);
+  const [ours, reason, hint] = FAILURES[code] ?? (["TM_STORAGE_IO", messageOf(error), IO_HINT] as const);
   return new StorageError(ours, `${action}: ${reason}`, { cause: error, hint });
 }
