@@ -76,6 +76,8 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   await recover(machine, { checkpoints: checkpointsOf(repository, name, io), ...io });
   await step("cleaned");
 
+  if (points.length === 0) await warnOfOtherName(machine.identity.uuid, options, io);
+
   const plans = await planDisks(machine, {
     ...{ repository, machine: name, points, full: options.full ?? false },
     warn: (message) => options.observer?.warning?.(message),
@@ -173,6 +175,22 @@ function requireFreeName(points: readonly PointManifest[], name: string | undefi
   throw new UsageError(`Point ${holder.id} has the name ${JSON.stringify(name)} already`, {
     hint: "Choose another name",
   });
+}
+
+/** A mistyped name makes a new machine, and everything full. */
+async function warnOfOtherName(
+  uuid: string | null,
+  { repository, machine, observer }: BackupOptions,
+  io: IoOptions,
+): Promise<void> {
+  if (uuid === null || observer?.warning === undefined) return;
+  for (const other of await repository.machines(io)) {
+    if (other === machine) continue;
+    const { points } = await repository.survey(other, io);
+    if (points.at(-1)?.machine.uuid !== uuid) continue;
+    const what = `The repository has points of this machine (UUID ${uuid}) under the name "${other}"`;
+    observer.warning(`${what}: "${machine}" begins a new chain`);
+  }
 }
 
 /** A point that lacks a disk is easily taken for a whole one. */

@@ -8,6 +8,8 @@ export interface CliContext {
   readonly environment: NodeJS.ProcessEnv;
   /** Fires when the user interrupts. */
   readonly signal: AbortSignal;
+  /** Fires when the user interrupts once more. */
+  readonly hurry: AbortSignal;
 }
 
 /** One command: a file in commands/ each. */

@@ -1,5 +1,6 @@
 import { stat } from "node:fs/promises";
 import { messageOf, NotFoundError, TidemarkError, UsageError } from "../errors/index.js";
+import { unlessAborted } from "../flow/index.js";
 import {
   openRepository,
   parsePointReference,
@@ -7,7 +8,7 @@ import {
   type PointManifest,
   type Repository,
 } from "../repository/index.js";
-import { LocalStorage } from "../storage/index.js";
+import { interruptible, LocalStorage } from "../storage/index.js";
 import { repositoryOf, type CliContext } from "./context.js";
 
 /** Opens the repository that the options name. */
@@ -16,12 +17,14 @@ export async function repositoryAt(
   context: CliContext,
 ): Promise<Repository> {
   const where = directoryOf(repositoryOf(options, context));
-  if ((await isDirectory(where)) !== true) {
+  const { signal } = context;
+  if ((await unlessAborted(isDirectory(where), signal)) !== true) {
     throw new NotFoundError("TM_REPOSITORY_NOT_FOUND", `There is no repository at ${where}`, {
       hint: "Check the place given with --repo, and that it is mounted; `tidemark init` makes a new repository",
     });
   }
-  return await openRepository(await LocalStorage.open(where), { signal: context.signal });
+  const storage = await unlessAborted(LocalStorage.open(where), signal);
+  return await openRepository(interruptible(storage, context), { signal });
 }
 
 /** @throws {UsageError} when something else than a directory is there */

@@ -6,13 +6,15 @@ export interface LeftoverLine {
   readonly name: string;
   /** Id of the run; null for a checkpoint's bitmap. */
   readonly run: string | null;
+  /** Nothing on this host, as far as this run directory goes, says whether that run is dead. */
+  readonly mayBeAlive: boolean;
 }
 
 /** What dead runs left, one thing a line. */
 export function leftoverLines({ runs, bitmaps }: Leftovers): LeftoverLine[] {
-  const ofRuns = runs.flatMap(({ run, exports, jobs, nodes, bitmaps: own, files }) => {
+  const ofRuns = runs.flatMap(({ run, mayBeAlive, exports, jobs, nodes, bitmaps: own, files }) => {
     const lines = (kind: LeftoverLine["kind"], names: readonly string[]): LeftoverLine[] =>
-      names.map((name) => ({ kind, name, run }));
+      names.map((name) => ({ kind, name, run, mayBeAlive }));
     return [
       ...lines("export", exports),
       ...lines("job", jobs),
@@ -21,5 +23,8 @@ export function leftoverLines({ runs, bitmaps }: Leftovers): LeftoverLine[] {
       ...lines("file", files),
     ];
   });
-  return [...ofRuns, ...bitmaps.map(({ name }) => ({ kind: "bitmap" as const, name, run: null }))];
+  return [
+    ...ofRuns,
+    ...bitmaps.map(({ name }) => ({ kind: "bitmap" as const, name, run: null, mayBeAlive: false })),
+  ];
 }

@@ -31,6 +31,30 @@ export async function walk(root: string, segments: readonly string[], create: bo
   return path;
 }
 
+/**
+ * Makes a directory, and those above it that are missing. (Node's own way never ends where a folder can be looked at, but
+ * nothing be made in it, and the system says that it is not there: /proc.)
+ *
+ * @throws the system's error
+ */
+export async function makeDirectories(path: string, mode = DIRECTORY_MODE): Promise<void> {
+  try {
+    await mkdir(path, { mode });
+    return;
+  } catch (error) {
+    const code = systemCode(error);
+    // Whatever is there: whoever uses it will see what it is.
+    if (code === "EEXIST") return;
+    if (code !== "ENOENT" || dirname(path) === path) throw error;
+  }
+  await makeDirectories(dirname(path), mode);
+  try {
+    await mkdir(path, { mode });
+  } catch (error) {
+    if (systemCode(error) !== "EEXIST") throw error;
+  }
+}
+
 /** Makes what a directory's entries say outlive a power failure. */
 export async function syncDirectory(path: string): Promise<void> {
   const handle = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);

@@ -14,6 +14,8 @@ export {
   StorageError,
   type StorageErrorCode,
 } from "./failure.js";
+export { makeDirectories } from "./directory.js";
+export { interruptible, type InterruptibleOptions } from "./interruptible.js";
 export { isKey, requireKey } from "./key.js";
 export { LocalStorage, type LocalStorageOptions } from "./local.js";
 export { MemoryStorage } from "./memory.js";

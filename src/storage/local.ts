@@ -1,8 +1,8 @@
-import { mkdir, realpath, stat, unlink, type FileHandle } from "node:fs/promises";
+import { realpath, stat, unlink, type FileHandle } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import type { HeadLastSink, IoOptions } from "../bytes/index.js";
 import { NotFoundError } from "../errors/index.js";
-import { pruneEmpty, syncDirectory } from "./directory.js";
+import { makeDirectories, pruneEmpty, syncDirectory } from "./directory.js";
 import { DirectoryTree } from "./directory-tree.js";
 import {
   failure,
@@ -52,13 +52,13 @@ export class LocalStorage implements Storage {
     options.signal?.throwIfAborted();
     const action = `Cannot open directory "${resolve(directory)}"`;
     try {
-      if (options.create === true) await mkdir(directory, { recursive: true, mode: 0o750 });
+      if (options.create === true) await makeDirectories(resolve(directory));
       const root = await realpath(directory);
       const found = await stat(root);
       if (!found.isDirectory()) throw new StorageError("TM_STORAGE_IO", `${action}: it is not a directory`);
       return new LocalStorage(new DirectoryTree(root, found.dev), options.openFiles ?? 64);
     } catch (error) {
-      if (!saysAbsent(error)) throw failure(action, error);
+      if (!saysAbsent(error) || options.create === true) throw failure(action, error);
       throw new NotFoundError("TM_STORAGE_NOT_FOUND", `${action}: it does not exist`, {
         cause: error,
         hint: "Check the path, and that its file system is mounted; `tidemark init` makes a new repository",

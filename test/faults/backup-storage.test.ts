@@ -142,7 +142,7 @@ const MORE: readonly Case[] = [
     Array.from({ length: count }, (_, index) => failing(operation as StorageOperation, index + 1)),
   ),
   ...[2, 3, 4, 5].map((nth) => ({ ...failing("get", nth), after: MANIFEST })),
-  ...[2, 3].map((nth) => ({ ...failing("append", nth, "short"), ends: "TM_POINT_IMAGE_DAMAGED" })),
+  { ...failing("append", 2, "short"), ends: "TM_POINT_IMAGE_DAMAGED" },
   ...[1, 2, 3].map((nth) => failing("append", nth, "lost answer")),
 ];
 

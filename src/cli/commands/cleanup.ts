@@ -64,6 +64,12 @@ async function cleanUp(options: CleanupOptions, context: CliContext): Promise<vo
   report(context, options, { dryRun, removed: lines }, () => {
     if (lines.length === 0) return "Nothing is left of dead runs\n";
     const verb = dryRun ? "Would remove" : "Removed";
-    return lines.map(({ kind, name: what }) => `${verb} ${kind} ${what}\n`).join("");
+    const unsure = " (its run may be alive: it is not known here)";
+    return lines
+      .map(
+        ({ kind, name: what, mayBeAlive }) =>
+          `${verb} ${kind} ${what}${dryRun && mayBeAlive ? unsure : ""}\n`,
+      )
+      .join("");
   });
 }

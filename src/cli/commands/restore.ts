@@ -1,5 +1,4 @@
-import { mkdir } from "node:fs/promises";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { Option, type Command } from "commander";
 import { formatSize } from "../../bytes/index.js";
 import { messageOf, UsageError } from "../../errors/index.js";
@@ -14,6 +13,7 @@ import {
   type TargetFormat,
   type TargetPlace,
 } from "../../restore/index.js";
+import { makeDirectories } from "../../storage/index.js";
 import { integerArgument, rangeArgument, rateArgument, timeArgument } from "../arguments.js";
 import { withRepository, type CliContext, type CommonOptions } from "../context.js";
 import { withEvents, type EmitEvent } from "../render/output.js";
@@ -161,7 +161,7 @@ function placeOf(to: string, context: CliContext): TargetPlace {
 async function makeDirectory(path: string): Promise<void> {
   await requireNoFile(path);
   try {
-    await mkdir(path, { recursive: true });
+    await makeDirectories(resolve(path), 0o777);
   } catch (error) {
     throw new UsageError(`Cannot make directory ${path}: ${messageOf(error)}`, { cause: error });
   }

@@ -77,9 +77,12 @@ function renderStatus({ machine, disks, refused, leftovers }: MachineStatus): st
   } else lines.push(table);
   lines.push(...refused.map(({ name, reason }) => `cannot be backed up: ${name}: ${reason}`));
   lines.push(
-    ...leftovers.map(
-      ({ kind, name, run }) => `left by ${run === null ? "an earlier run" : `run ${run}`}: ${kind} ${name}`,
-    ),
+    ...leftovers.map(({ kind, name, run, mayBeAlive }) => {
+      const whose = run === null ? "an earlier run" : `run ${run}`;
+      return mayBeAlive
+        ? `of ${whose}, which may be alive (it is not known here): ${kind} ${name}`
+        : `left by ${whose}: ${kind} ${name}`;
+    }),
   );
   return `${lines.join("\n").trimEnd()}\n`;
 }

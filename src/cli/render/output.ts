@@ -10,6 +10,13 @@ export function isReported(error: unknown): boolean {
   return typeof error === "object" && error !== null && reported.has(error);
 }
 
+/** Waits until a stream has taken all that was written to it, or failed to: its listeners are told of that before. */
+export async function taken(stream: NodeJS.WriteStream): Promise<void> {
+  await new Promise<void>((resolve) => stream.write("", () => resolve()));
+  // An error is told in the next turn.
+  await new Promise(setImmediate);
+}
+
 /** Prints one JSON document, or text for people. */
 export function report(
   context: CliContext,

@@ -24,6 +24,8 @@ export interface RecoverOptions extends IoOptions {
 /** What a dead run left. */
 export interface LeftoverRun {
   readonly run: string;
+  /** No state file is known here that would tell whether it lives. Only a look shows such runs. */
+  readonly mayBeAlive: boolean;
   readonly exports: readonly string[];
   readonly jobs: readonly string[];
   readonly nodes: readonly string[];
@@ -120,6 +122,11 @@ async function findDead(
     .filter(({ found }) => found === undefined || found.liveness === "dead");
 }
 
+/** A transient bitmap alone is no sign of life: one on a read-only node cannot even be removed. */
+function holdsSomething({ exports, jobs, nodes }: RunObjects): boolean {
+  return exports.length + jobs.length + nodes.length > 0;
+}
+
 async function clean(machine: QmpSource, { objects, found }: DeadRun): Promise<void> {
   await endRun(machine.qmp, {
     run: objects.run,
@@ -144,6 +151,7 @@ async function judgeBitmaps(
 function describe({ objects, found }: DeadRun): LeftoverRun {
   return {
     run: objects.run,
+    mayBeAlive: found === undefined && holdsSomething(objects),
     exports: objects.exports,
     jobs: objects.jobs,
     nodes: objects.nodes,

@@ -1,8 +1,8 @@
-import { randomBytes } from "node:crypto";
-import { link, lstat, open, rename, rm } from "node:fs/promises";
+import { link, lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { BusyError, TidemarkError, UsageError } from "../../errors/index.js";
 import { isLocked } from "./file-lock.js";
+import { partialName, removeAbandoned } from "./partial-name.js";
 
 /** How an existing target is treated. */
 export interface Overwrite {
@@ -12,7 +12,8 @@ export interface Overwrite {
 
 /**
  * A file that appears under its name only when it is whole: written beside it as
- * `.<name>.<random>.tidemark-partial`, then renamed. A crash leaves a file that says by its name what it is.
+ * `.<name>.<owner>.tidemark-partial`, then renamed. A crash leaves a file that says by its name what it is; the next
+ * restore to the same target takes it away.
  */
 export class PartialFile {
   /** Where to write until then. */
@@ -52,8 +53,14 @@ export class PartialFile {
         });
       }
     }
-    const name = `.${basename(final)}.${randomBytes(4).toString("hex")}.tidemark-partial`;
+    const name = await partialName(basename(final));
     return new PartialFile(join(dirname(final), name), final, found !== undefined);
+  }
+
+  /** Creates the file, empty, and takes away what a restore to the same target left that was killed. */
+  async create(): Promise<FileHandle> {
+    await removeAbandoned(dirname(this.#final), basename(this.#final));
+    return await open(this.path, "wx");
   }
 
   /** Gives the finished, synced file its name. */

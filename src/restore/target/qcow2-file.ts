@@ -1,4 +1,3 @@
-import { open } from "node:fs/promises";
 import type { HeadLastSink } from "../../bytes/index.js";
 import { DEFAULT_CLUSTER_SIZE, PlainImageWriter } from "../../qcow2/index.js";
 import type { DiskPiece } from "../../transfer/index.js";
@@ -31,7 +30,7 @@ export async function qcow2FileTarget(partial: PartialFile, length: number): Pro
 }
 
 async function partialFileSink(partial: PartialFile): Promise<HeadLastSink> {
-  const file = await open(partial.path, "wx");
+  const file = await partial.create();
   let position = DEFAULT_CLUSTER_SIZE;
   return {
     async append(bytes) {

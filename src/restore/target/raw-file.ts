@@ -1,4 +1,4 @@
-import { open, type FileHandle } from "node:fs/promises";
+import type { FileHandle } from "node:fs/promises";
 import { isZero, KiB } from "../../bytes/index.js";
 import type { DiskPiece } from "../../transfer/index.js";
 import type { PartialFile } from "./partial-file.js";
@@ -13,7 +13,7 @@ const STEP = 64 * KiB;
  * @param length bytes of the finished file
  */
 export async function rawFileTarget(partial: PartialFile, length: number): Promise<RestoreTarget> {
-  const file = await open(partial.path, "wx");
+  const file = await partial.create();
   const abort = async (): Promise<void> => {
     await file.close();
     await partial.remove();

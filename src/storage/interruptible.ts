@@ -1,0 +1,163 @@
+import type { HeadLastSink } from "../bytes/index.js";
+import type { ObjectEntry, ObjectReader, PutOptions, Storage } from "./storage.js";
+
+/** How long a storage may take to answer once the user wants to leave, in milliseconds. */
+const PATIENCE = 5000;
+
+export interface InterruptibleOptions {
+  /** The user wants to leave. */
+  readonly signal: AbortSignal;
+  /** … at once. */
+  readonly hurry?: AbortSignal | undefined;
+  /** Milliseconds that the storage has to answer from the abort on; default 5000. */
+  readonly patience?: number | undefined;
+}
+
+/**
+ * A storage that can be left although it does not answer: a network share whose server went away. Until the signal is
+ * aborted it waits like the other. Then what is asked has a moment to end, since tidying up is asked of it, too; after
+ * that it is given up, and nothing more is asked: everything rejects with the signal's reason. What an operation that
+ * was given up still does shows later, if at all: as after the death of the process.
+ */
+export function interruptible(storage: Storage, options: InterruptibleOptions): Storage {
+  return new InterruptibleStorage(storage, new Departure(options));
+}
+
+/** When to stop waiting. */
+class Departure {
+  readonly #signal: AbortSignal;
+  /** What is waited for, each to be given up by its function. */
+  readonly #waiting = new Set<() => void>();
+  #timer: NodeJS.Timeout | undefined;
+  #isOver = false;
+
+  constructor({ signal, hurry, patience = PATIENCE }: InterruptibleOptions) {
+    this.#signal = signal;
+    const prepare = (): void => {
+      this.#timer = setTimeout(() => this.#leave(), patience);
+      this.#keepAlive();
+      if (hurry?.aborted === true) this.#leave();
+      else hurry?.addEventListener("abort", () => this.#leave(), { once: true });
+    };
+    if (signal.aborted) prepare();
+    else signal.addEventListener("abort", prepare, { once: true });
+  }
+
+  /** Waits for an operation as long as there is time. @param undo ends what comes too late */
+  async wait<T>(act: () => Promise<T>, undo?: (late: T) => Promise<void>): Promise<T> {
+    if (this.#isOver) throw this.#signal.reason as Error;
+    return await new Promise<T>((resolve, reject) => {
+      let isLate = false;
+      const giveUp = (): void => {
+        isLate = true;
+        reject(this.#signal.reason as Error);
+      };
+      const end = (): void => {
+        this.#waiting.delete(giveUp);
+        this.#keepAlive();
+      };
+      this.#waiting.add(giveUp);
+      this.#keepAlive();
+      act()
+        .finally(end)
+        .then((value) => {
+          if (isLate) void undo?.(value);
+          else resolve(value);
+        }, reject);
+    });
+  }
+
+  #leave(): void {
+    this.#isOver = true;
+    clearTimeout(this.#timer);
+    for (const giveUp of this.#waiting) giveUp();
+    this.#waiting.clear();
+  }
+
+  /** The time that is left keeps the process alive only while something is waited for. */
+  #keepAlive(): void {
+    if (this.#waiting.size > 0) this.#timer?.ref();
+    else this.#timer?.unref();
+  }
+}
+
+class InterruptibleStorage implements Storage {
+  readonly description: string;
+  readonly #storage: Storage;
+  readonly #departure: Departure;
+
+  constructor(storage: Storage, departure: Departure) {
+    this.description = storage.description;
+    this.#storage = storage;
+    this.#departure = departure;
+  }
+
+  async create(...args: Parameters<Storage["create"]>): Promise<HeadLastSink> {
+    const departure = this.#departure;
+    const sink = await departure.wait(
+      () => this.#storage.create(...args),
+      (late) => late.abort(),
+    );
+    return {
+      append: (bytes) => departure.wait(() => sink.append(bytes)),
+      commit: (head) => departure.wait(() => sink.commit(head)),
+      // It never throws, and nobody has to wait for it to go on.
+      abort: () => departure.wait(() => sink.abort()).catch(() => undefined),
+    };
+  }
+
+  async open(...args: Parameters<Storage["open"]>): Promise<ObjectReader> {
+    const departure = this.#departure;
+    const reader = await departure.wait(
+      () => this.#storage.open(...args),
+      (late) => late.close(),
+    );
+    return {
+      length: reader.length,
+      read: (...range) => departure.wait(() => reader.read(...range)),
+      close: () => departure.wait(() => reader.close()).catch(() => undefined),
+    };
+  }
+
+  get(...args: Parameters<Storage["get"]>): Promise<Buffer> {
+    return this.#departure.wait(() => this.#storage.get(...args));
+  }
+
+  put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<boolean> {
+    return this.#departure.wait(() => this.#storage.put(key, bytes, options));
+  }
+
+  list(...args: Parameters<Storage["list"]>): AsyncIterable<ObjectEntry> {
+    return this.#each(this.#storage.list(...args));
+  }
+
+  listFolders(...args: Parameters<Storage["listFolders"]>): AsyncIterable<string> {
+    return this.#each(this.#storage.listFolders(...args));
+  }
+
+  delete(...args: Parameters<Storage["delete"]>): Promise<void> {
+    return this.#departure.wait(() => this.#storage.delete(...args));
+  }
+
+  discardLeftovers(...args: Parameters<Storage["discardLeftovers"]>): Promise<number> {
+    return this.#departure.wait(() => this.#storage.discardLeftovers(...args));
+  }
+
+  async *#each<T>(items: AsyncIterable<T>): AsyncGenerator<T> {
+    const iterator = items[Symbol.asyncIterator]();
+    let isWhole = false;
+    try {
+      for (;;) {
+        const next = await this.#departure.wait(() => iterator.next());
+        if (next.done === true) {
+          isWhole = true;
+          return;
+        }
+        yield next.value;
+      }
+    } finally {
+      // One that hangs would not end either.
+      if (!isWhole) void iterator.return?.().catch(() => undefined);
+    }
+  }
+}
