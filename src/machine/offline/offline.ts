@@ -9,7 +9,7 @@ import { freezeDisks } from "../freeze/freeze.js";
 import { NodeGraph } from "../discover/graph.js";
 import { formatOf, inUse, isLockRefusal, openImage, type ImageFormat } from "./offline-image.js";
 import { assertFeatures } from "../discover/readiness.js";
-import type { MachinePlace } from "../run/run-record.js";
+import { daemonDirectoryOf, type MachinePlace } from "../run/run-record.js";
 import { placeOfImages, Run } from "../run/run.js";
 import type { FreezeRequest, FrozenPoint, MachineIdentity, QmpSource, SourceDisk } from "../source.js";
 import { STORAGE_DAEMON, StorageDaemon } from "./storage-daemon.js";
@@ -78,7 +78,10 @@ export class OfflineMachine implements QmpSource, AsyncDisposable {
     let daemon: StorageDaemon | undefined;
     try {
       await step("machine locked");
-      daemon = await StorageDaemon.start(storageDaemon, { signal });
+      daemon = await StorageDaemon.start(storageDaemon, {
+        directory: daemonDirectoryOf(runDirectory, run.id),
+        signal,
+      });
       await assertFeatures(daemon.qmp, { signal });
       for (const [index, image] of images.entries()) {
         await openImage(daemon.qmp, image, formats[index] ?? "raw", { signal });

@@ -1,6 +1,6 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { IoOptions } from "../../bytes/index.js";
@@ -14,6 +14,9 @@ export const STORAGE_DAEMON = "qemu-storage-daemon";
 /** How long it may take to start, and to store what it has to store at its end; milliseconds. */
 const START_DEADLINE = 20_000;
 const END_DEADLINE = 120_000;
+
+/** sockaddr_un.sun_path has 108 bytes, the last of them zero. */
+const LONGEST_SOCKET_PATH = 107;
 
 /**
  * A qemu-storage-daemon of ours: QEMU's block layer without a machine. It ends when this process does, however
@@ -39,12 +42,17 @@ export class StorageDaemon implements AsyncDisposable {
    * Starts one, with no images yet.
    *
    * @param program its name or path
+   * @param options.directory a directory to make for it, which whoever comes after a dead process can find; default one
+   *   with a random name
    * @throws {NotFoundError} when it is not installed
    * @throws {TidemarkError} TM_STORAGE_DAEMON when it ends, or does not serve its monitor in time
    */
-  static async start(program: string, options: IoOptions = {}): Promise<StorageDaemon> {
+  static async start(
+    program: string,
+    options: IoOptions & { readonly directory?: string | undefined } = {},
+  ): Promise<StorageDaemon> {
     options.signal?.throwIfAborted();
-    const directory = await mkdtemp(join(tmpdir(), "tm-qsd-"));
+    const directory = await makeDirectory(options.directory);
     const { path } = addressIn(directory);
     // The kernel ends it in order when this process dies. Detached: Ctrl-C on a terminal is for us alone.
     const child = spawn(
@@ -112,6 +120,17 @@ export class StorageDaemon implements AsyncDisposable {
     const [code] = (await once(this.#child, "exit")) as [number | null];
     return code;
   }
+}
+
+async function makeDirectory(path: string | undefined): Promise<string> {
+  if (path === undefined || !isSocketPathShort(path)) return await mkdtemp(join(tmpdir(), "tm-qsd-"));
+  await mkdir(path, { mode: 0o700 });
+  return path;
+}
+
+/** Whether sockets fit in: a run's directory for the NBD socket, too. */
+function isSocketPathShort(directory: string): boolean {
+  return Buffer.byteLength(join(directory, "tm-00000000-XXXXXX", "nbd.sock")) <= LONGEST_SOCKET_PATH;
 }
 
 function addressIn(directory: string): QmpAddress & { readonly transport: "unix" } {

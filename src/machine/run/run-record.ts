@@ -74,6 +74,11 @@ export function pathOf(directory: string, run: string): string {
   return join(directory, `${run}.json`);
 }
 
+/** Directory of a run's storage daemon. */
+export function daemonDirectoryOf(directory: string, run: string): string {
+  return join(directory, `${run}.daemon`);
+}
+
 /** One run's record; undefined when it has none (any more). @throws as `readRecords` */
 export async function findRecord(directory: string, run: string): Promise<FoundRun | undefined> {
   return await readRecord(pathOf(directory, run));

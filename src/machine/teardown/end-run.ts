@@ -1,7 +1,7 @@
 import { rm } from "node:fs/promises";
 import type { QmpClient } from "../../qmp/index.js";
 import { isSocketPath } from "../freeze/export.js";
-import { pathOf, removeRecord, type RunRecord } from "../run/run-record.js";
+import { daemonDirectoryOf, pathOf, removeRecord, type RunRecord } from "../run/run-record.js";
 import { removeBitmaps, tearDown } from "./teardown.js";
 
 /** What is left of a run whose process is dead. */
@@ -37,6 +37,8 @@ export async function endRun(qmp: QmpClient | undefined, remains: RunRemains): P
     closeConnections,
   });
   if (qmp !== undefined) await removeBitmaps(qmp, bitmaps);
+  // Its storage daemon, if it had one, has ended: the kernel saw to that.
+  await rm(daemonDirectoryOf(directory, run), { recursive: true, force: true });
   await removeRecord(directory, run);
   await rm(`${pathOf(directory, run)}.new`, { force: true });
 }
