@@ -7,7 +7,7 @@ import type { DiskPlan } from "./disk-plan.js";
 /** How many NBD connections a backup opens at most, replaced ones included: the server may not have seen their end. */
 export function connectionCount(plans: readonly DiskPlan[], workers: number): number {
   const maps = plans.reduce(
-    (sum, { base }) => sum + (base === undefined ? 1 : base.overlays === 0 ? 2 : 3),
+    (sum, { base }) => sum + (base?.bitmap === undefined ? 1 : base.overlays === 0 ? 2 : 3),
     0,
   );
   return (maps + plans.length * workers) * (1 + MOST_REPLACEMENTS);

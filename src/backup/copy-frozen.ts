@@ -1,8 +1,9 @@
 import { messageOf } from "../errors/index.js";
 import { anySignal, Budget, RateLimit, step, unlessAborted } from "../flow/index.js";
+import type { HashDamageError } from "../hashes/index.js";
 import type { FrozenPoint } from "../machine/index.js";
 import { Connections } from "./connections.js";
-import { copyDisk, measureCopy, UNIT_BYTES, type CopyResources } from "./disk-copy.js";
+import { copyDisk, measureCopy, UNIT_BYTES, type CopyResources, type DiskCopy } from "./disk-copy.js";
 import type { DiskMaps } from "./disk-maps.js";
 import type { DiskPlan } from "./disk-plan.js";
 import type { DiskWriter } from "./disk-writer.js";
@@ -131,9 +132,23 @@ async function copyOne(
       hashKey: plan.hashKey,
       storeZeroes: plan.base !== undefined,
       facts: (range) => maps.facts(range),
+      expected: expectedBy(plan, signal, observer),
       onProgress,
     },
     resources,
   );
   return { plan, writer, dirtyBytes: await maps.dirtyBytes() };
+}
+
+/** What the parent holds, for a disk that is compared with it. */
+function expectedBy(
+  { base, name }: DiskPlan,
+  signal: AbortSignal,
+  observer: BackupObserver,
+): DiskCopy["expected"] {
+  const hashes = base?.hashes;
+  if (hashes === undefined) return undefined;
+  const onDamage = ({ message }: HashDamageError): void =>
+    observer.warning?.(`Disk "${name}" is stored anew where hashes are damaged: ${message}`);
+  return (first, count) => hashes.window(first, count, { signal, onDamage });
 }

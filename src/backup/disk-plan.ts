@@ -4,8 +4,10 @@ import {
   baseContextOf,
   checkpointsOf,
   chooseBases,
+  chooseComparisons,
   nameDisks,
   type BaseChoice,
+  type DiskDecision,
   type FreezeBase,
   type MachineSource,
   type SourceDisk,
@@ -13,14 +15,16 @@ import {
 import { newHashKey } from "../hashes/index.js";
 import { newDiskToken } from "../point/index.js";
 import { DEFAULT_CLUSTER_SIZE } from "../qcow2/index.js";
-import type { PointChain, PointManifest, Repository } from "../repository/index.js";
+import type { PointChain, PointHashes, PointManifest, Repository } from "../repository/index.js";
 
 /** What an increment continues. */
 export interface Base {
-  /** The bitmap that recorded since then. */
-  readonly bitmap: FreezeBase;
+  /** The bitmap that recorded since then; undefined: none did, the disk is compared. */
+  readonly bitmap: FreezeBase | undefined;
   /** How many images lie on top of the one that has it. */
   readonly overlays: number;
+  /** What the parent's disk holds, where the disk is compared with it. */
+  readonly hashes: PointHashes | undefined;
   /** Id of the checkpoint, and of its point. */
   readonly checkpoint: string;
   readonly parentVirtualSize: number;
@@ -39,7 +43,7 @@ export interface DiskPlan {
   readonly base: Base | undefined;
   /** Key of the hashes of what is stored: the parent's, or a new one. Undefined: none are made, the parent has none. */
   readonly hashKey: Buffer | undefined;
-  /** Why it is full; null for an increment. */
+  /** Why it is full, or compared; null for an increment by a bitmap. */
   readonly reason: string | null;
 }
 
@@ -54,16 +58,25 @@ export interface PlanContext extends IoOptions {
   readonly full: boolean;
   /** Takes warnings for the user. */
   readonly warn: (message: string) => void;
+  /** All disks compared, those that have a bitmap too. */
+  readonly compare: boolean;
 }
 
-/** Decides for each disk: an increment of the newest checkpoint that can be trusted, or full, and why. */
+/**
+ * Decides for each disk: an increment of the newest checkpoint that can be trusted; else what differs from the newest
+ * point that holds it; else full, and why.
+ */
 export async function planDisks(source: MachineSource, context: PlanContext): Promise<DiskPlan[]> {
   const choices = await chooseAll(source, context);
-  const names = nameDisks(source.disks, choices);
+  const decisions = context.full ? choices : compareRest(source, choices, context);
+  const names = nameDisks(source.disks, decisions);
   const plans: DiskPlan[] = [];
   try {
     for (const disk of source.disks) {
-      const choice = choices.get(disk) ?? { kind: "full", reason: "first backup of this disk" };
+      const choice: DiskDecision = decisions.get(disk) ?? {
+        kind: "full",
+        reason: "first backup of this disk",
+      };
       plans.push(await planDisk(disk, names.get(disk) ?? disk.name, choice, context));
     }
     return plans;
@@ -92,32 +105,63 @@ async function chooseAll(
   }
 }
 
+function compareRest(
+  source: MachineSource,
+  choices: ReadonlyMap<SourceDisk, BaseChoice>,
+  { points, compare }: PlanContext,
+): Map<SourceDisk, DiskDecision> {
+  return chooseComparisons(source.disks, choices, {
+    ...{ points, clusterSize: DEFAULT_CLUSTER_SIZE, machineUuid: source.identity.uuid },
+    names: nameDisks(source.disks, choices),
+    always: compare,
+  });
+}
+
 /** Closes the parents' images. */
 export async function closePlans(plans: readonly DiskPlan[]): Promise<void> {
-  await Promise.all(plans.flatMap(({ base }) => base?.chain.close() ?? []));
+  for (const { base } of plans) {
+    await base?.chain.close();
+    await base?.hashes?.close();
+  }
 }
 
 async function planDisk(
   disk: SourceDisk,
   name: string,
-  choice: BaseChoice,
+  choice: DiskDecision,
   context: PlanContext,
 ): Promise<DiskPlan> {
-  const plan = { disk, name, token: choice.token ?? newDiskToken(), clusterSize: DEFAULT_CLUSTER_SIZE };
-  const full = (reason: string): DiskPlan => ({ ...plan, base: undefined, hashKey: newHashKey(), reason });
-  if (choice.kind === "full") return full(choice.reason);
-  if (context.full) return full("asked for");
-  const { base: bitmap, overlays, checkpoint, parentDiskName, parentVirtualSize } = choice;
+  const common = { disk, name, clusterSize: DEFAULT_CLUSTER_SIZE };
+  const full = (reason: string, token: string = newDiskToken()): DiskPlan => ({
+    ...{ ...common, token, reason },
+    ...{ base: undefined, hashKey: newHashKey() },
+  });
+  if (choice.kind === "full") return full(choice.reason, choice.token);
+  if (context.full) return full("asked for", choice.token);
+  const plan = { ...common, token: choice.token };
+  const { checkpoint, parentDiskName, parentVirtualSize } = choice;
   const { repository, machine, signal } = context;
+  if (choice.kind === "compare") {
+    const parent = await repository.openComparison(machine, checkpoint, parentDiskName, { signal });
+    if (typeof parent === "string") {
+      context.warn(`Disk "${name}" is stored in full, since it cannot be compared: ${parent}`);
+      return full(`${choice.reason}; cannot compare: ${parent}`, choice.tokenIfFull);
+    }
+    const base = { bitmap: undefined, overlays: 0, checkpoint, parentVirtualSize, ...parent };
+    return { ...plan, base, hashKey: parent.hashes.key, reason: `compared: ${choice.reason}` };
+  }
+  let chain: PointChain | undefined;
   try {
-    const chain = await repository.openChain(machine, checkpoint, parentDiskName, { signal });
-    const base = { bitmap, overlays, checkpoint, parentVirtualSize, chain };
+    chain = await repository.openChain(machine, checkpoint, parentDiskName, { signal });
+    const { base: bitmap, overlays } = choice;
+    const base = { bitmap, overlays, checkpoint, parentVirtualSize, chain, hashes: undefined };
     return { ...plan, base, hashKey: await repository.hashKey(chain, { signal }), reason: null };
   } catch (error) {
+    await chain?.close();
     // An increment of damaged images could not be restored; a full can.
     if (error instanceof DamageError) {
       context.warn(`Disk "${name}" is stored in full, since its parent is damaged: ${error.message}`);
-      return full(`parent damaged: ${error.message}`);
+      return full(`parent damaged: ${error.message}`, choice.token);
     }
     throw error;
   }

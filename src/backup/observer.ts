@@ -1,6 +1,6 @@
 /** What a backup tells while it runs. */
 export interface BackupObserver {
-  /** A disk's kind was decided; `reason` says why it is full. */
+  /** A disk's kind was decided; `reason` says why it is full, or compared. */
   disk?(event: {
     readonly name: string;
     readonly kind: "full" | "incremental";

@@ -32,6 +32,8 @@ export interface BackupOptions extends IoOptions {
   readonly source: MachineChoice;
   /** All disks full. */
   readonly full?: boolean | undefined;
+  /** All disks read in full, and what differs from the newest point stored, also where a bitmap is there. */
+  readonly compare?: boolean | undefined;
   /** A name for the point, unique within the machine, and words about it. */
   readonly name?: string | undefined;
   readonly description?: string | undefined;
@@ -52,7 +54,7 @@ export interface BackupOptions extends IoOptions {
 
 /**
  * Backs up a machine: freezes all its disks at one moment, copies what changed since the newest checkpoint
- * that can be trusted (per disk; else everything), and commits the point. When it fails, nothing is committed and
+ * that can be trusted (per disk; else what differs from the newest point; else everything), and commits the point. When it fails, nothing is committed and
  * the machine is left as it was, its checkpoints included.
  *
  * @returns the new point
@@ -79,7 +81,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   if (points.length === 0) await warnOfOtherName(machine.identity.uuid, options, io);
 
   const plans = await planDisks(machine, {
-    ...{ repository, machine: name, points, full: options.full ?? false },
+    ...{ repository, machine: name, points, full: options.full ?? false, compare: options.compare ?? false },
     warn: (message) => options.observer?.warning?.(message),
     ...io,
   });

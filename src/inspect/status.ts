@@ -4,10 +4,11 @@ import {
   baseContextOf,
   checkpointsOf,
   chooseBases,
+  chooseComparisons,
   nameDisks,
   openLiveMachine,
   recover,
-  type BaseChoice,
+  type DiskDecision,
   type LiveMachine,
   type MachineIdentity,
   type RecoverOptions,
@@ -91,25 +92,36 @@ function judgement({ catalogue, signal }: InspectOptions): Pick<RecoverOptions, 
 async function choose(
   machine: LiveMachine,
   { catalogue, signal }: InspectOptions,
-): Promise<Map<SourceDisk, BaseChoice> | undefined> {
+): Promise<Map<SourceDisk, DiskDecision> | undefined> {
   if (catalogue === undefined) return undefined;
   const { repository, machine: name } = catalogue;
   const { points } = await repository.survey(name, { signal });
   const checkpoints = checkpointsOf(repository, name, { signal });
   const facts = { points, clusterSize: DEFAULT_CLUSTER_SIZE };
-  return await chooseBases(machine.disks, baseContextOf(checkpoints, machine.identity, facts));
+  const context = baseContextOf(checkpoints, machine.identity, facts);
+  const choices = await chooseBases(machine.disks, context);
+  const names = nameDisks(machine.disks, choices);
+  return chooseComparisons(machine.disks, choices, { ...context, points, names });
 }
 
 /** What the next backup of a disk will be. */
 async function foretell(
-  choice: BaseChoice | undefined,
+  choice: DiskDecision | undefined,
   { catalogue, signal }: InspectOptions,
 ): Promise<DiskStatus["next"]> {
   if (choice === undefined || catalogue === undefined) return null;
   if (choice.kind === "full") return { kind: "full", reason: choice.reason };
   const { repository, machine } = catalogue;
+  const { checkpoint, parentDiskName } = choice;
+  if (choice.kind === "compare") {
+    const parent = await repository.openComparison(machine, checkpoint, parentDiskName, { signal });
+    if (typeof parent === "string")
+      return { kind: "full", reason: `${choice.reason}; cannot compare: ${parent}` };
+    await Promise.all([parent.chain.close(), parent.hashes.close()]);
+    return { kind: "incremental", reason: `will be compared: ${choice.reason}` };
+  }
   try {
-    const chain = await repository.openChain(machine, choice.checkpoint, choice.parentDiskName, { signal });
+    const chain = await repository.openChain(machine, checkpoint, parentDiskName, { signal });
     await chain.close();
     return { kind: "incremental", reason: null };
   } catch (error) {

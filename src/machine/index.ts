@@ -22,6 +22,12 @@ export {
   type PointSource,
 } from "./checkpoints/catalogue.js";
 export { chooseBase, chooseBases, type BaseChoice } from "./checkpoints/choose.js";
+export {
+  chooseComparisons,
+  type ComparisonChoice,
+  type ComparisonContext,
+  type DiskDecision,
+} from "./checkpoints/compare.js";
 export { bitmapsToRemove, type RemovableBitmap } from "./checkpoints/remove.js";
 export type { LiveDisk, RefusedDisk } from "./discover/discover.js";
 export {

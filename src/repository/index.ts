@@ -34,7 +34,7 @@ export { PointHashes } from "./point-hashes.js";
 export { PointImage } from "./point-image.js";
 export { requirePointText, type PointText } from "./point-text.js";
 export { REPOSITORY_FORMAT, type RepositoryFile } from "./repository-file.js";
-export { initRepository, openRepository, Repository, type NewImage } from "./repository.js";
+export { initRepository, openRepository, Repository, type Comparison, type NewImage } from "./repository.js";
 export { parsePointReference, selectPoint, type PointReference, type SelectablePoint } from "./selector.js";
 export {
   childrenOf,

@@ -1,5 +1,5 @@
 import { MiB, roundUp, type IoOptions } from "../bytes/index.js";
-import { NotFoundError } from "../errors/index.js";
+import { DamageError, NotFoundError } from "../errors/index.js";
 import { HASHES_HEADER_BYTES, HashWriter } from "../hashes/index.js";
 import { ImageWriter } from "../qcow2/index.js";
 import type { Storage } from "../storage/index.js";
@@ -37,6 +37,12 @@ export interface NewImage {
   readonly clusterSize: number;
   /** The image that it is an increment of: its point, and its file as that point's manifest has it. */
   readonly parent?: { readonly point: string; readonly image: string } | undefined;
+}
+
+/** A disk at a point, opened to be compared with. */
+export interface Comparison {
+  readonly chain: PointChain;
+  readonly hashes: PointHashes;
 }
 
 /** Segments of an image as it may become, about: a bucket takes an object in 10,000 parts at most. */
@@ -157,9 +163,32 @@ export class Repository {
     return await hashKeyOf(this.storage, chain, options);
   }
 
-  /** The hashes of a chain, or why they are not all there: "point X has no hashes". */
-  async openHashes(chain: PointChain, options: IoOptions = {}): Promise<PointHashes | string> {
-    return await PointHashes.open(this.storage, chain, options);
+  /**
+   * Opens a disk at a point to compare another content with it: its chain, and the hashes of all of its images.
+   *
+   * @returns both, or why they cannot be had, for people: "point X has no hashes"
+   * @throws {NotFoundError} when there is no such point, or it has no such disk
+   */
+  async openComparison(
+    machine: string,
+    point: string,
+    disk: string,
+    options: IoOptions = {},
+  ): Promise<Comparison | string> {
+    let chain: PointChain;
+    try {
+      chain = await this.openChain(machine, point, disk, options);
+    } catch (error) {
+      if (error instanceof DamageError) return `parent damaged: ${error.message}`;
+      throw error;
+    }
+    let hashes: PointHashes | string | undefined;
+    try {
+      hashes = await PointHashes.open(this.storage, chain, options);
+      return typeof hashes === "string" ? hashes : { chain, hashes };
+    } finally {
+      if (!(hashes instanceof PointHashes)) await chain.close();
+    }
   }
 
   /**

@@ -13,7 +13,7 @@ const MiB = 1024 * KiB;
 
 const namesOf = (point: PointView): string[] => point.disks.map(({ name }) => name);
 
-/** By the disk's name: "incremental", or why it is full. */
+/** By the disk's name: "incremental", or why it is compared, or full. */
 function kindsOf(point: PointView): Record<string, string> {
   return Object.fromEntries(point.disks.map(({ name, kind, reason }) => [name, reason ?? kind]));
 }
@@ -560,7 +560,7 @@ describe("backup and migration", () => {
     const second = await rig.backup();
     expect(kindsOf(second)).toEqual({
       vda: "incremental",
-      vdb: "checkpoint bitmap missing (raw disk, QEMU restarted)",
+      vdb: "compared: checkpoint bitmap missing (raw disk, QEMU restarted)",
     });
     await rig.machine.waitForGuestWriting(8);
     const third = await rig.backup();
@@ -568,7 +568,7 @@ describe("backup and migration", () => {
     for (const point of [first, second, third]) await expectRight(rig, point, { vda: a, vdb: b });
   });
 
-  it("goes on with a machine that was saved to a file and continued; what no image stores goes full", async () => {
+  it("goes on with a machine that was saved to a file and continued; what no image stores is compared", async () => {
     const { rig, a, b, state, first } = await machineWithPoint();
     await using _ = rig;
     await tellMigration(rig);
@@ -581,7 +581,7 @@ describe("backup and migration", () => {
     const second = await rig.backup();
     expect(kindsOf(second)).toEqual({
       vda: "incremental",
-      vdb: "machine was migrated away and came back (raw disk: its bitmap knows nothing of that time)",
+      vdb: "compared: machine was migrated away and came back (raw disk: its bitmap knows nothing of that time)",
     });
     for (const point of [first, second]) await expectRight(rig, point, { vda: a, vdb: b });
   });

@@ -8,12 +8,12 @@ import { diskOf, qcow2, raw, Story, type Bitmap } from "../support/story.js";
 import { run } from "../support/tools.js";
 
 const FIRST = "first backup of this disk";
-const RAW_RESTARTED = "checkpoint bitmap missing (raw disk, QEMU restarted)";
-const LOST = "checkpoint bitmap missing (disk replaced, or QEMU was killed before it was stored)";
-const INCONSISTENT = "bitmap inconsistent: QEMU did not shut down cleanly";
+const RAW_RESTARTED = "compared: checkpoint bitmap missing (raw disk, QEMU restarted)";
+const LOST = "compared: checkpoint bitmap missing (disk replaced, or QEMU was killed before it was stored)";
+const INCONSISTENT = "compared: bitmap inconsistent: QEMU did not shut down cleanly";
 
 describe("backup of a machine that was restarted", () => {
-  it("goes on with qcow2 after a clean end, goes full after SIGKILL, and says why", async () => {
+  it("goes on with qcow2 after a clean end, compares after SIGKILL, and says why", async () => {
     await using story = await Story.begin();
     const a = await story.rig.image("a.qcow2", "qcow2", 4 * MiB);
     const b = await story.rig.image("b.raw", "raw", 3 * MiB + 512);
@@ -323,7 +323,7 @@ describe("backup of a choice of disks", () => {
 });
 
 describe("backup beside others", () => {
-  it("leaves others' bitmaps as they are, and goes full alone where its own has another granularity", async () => {
+  it("leaves others' bitmaps as they are, and compares one disk alone where its own has another granularity", async () => {
     await using story = await Story.begin();
     const a = await story.rig.image("a.qcow2", "qcow2", 2 * MiB);
     const b = await story.rig.image("b.raw", "raw", 2 * MiB);
@@ -360,7 +360,7 @@ describe("backup beside others", () => {
     const before = await others();
     const { kinds } = await story.backup(images);
     expect(kinds).toEqual({
-      vd0: "bitmap granularity is 32768, 65536 is needed",
+      vd0: "compared: bitmap granularity is 32768, 65536 is needed",
       vd1: "incremental",
     });
     await story.write(0, "write -P 2 1M 512");

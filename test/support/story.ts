@@ -10,7 +10,7 @@ interface Expected {
   readonly repository: string;
 }
 
-/** A point that was taken, and of each disk, by its name, "incremental" or why it is full. */
+/** A point that was taken, and of each disk, by its name, "incremental", or why it is compared or full. */
 export interface Taken {
   readonly point: PointView;
   readonly kinds: Readonly<Record<string, string>>;
@@ -65,7 +65,7 @@ export class Story implements AsyncDisposable {
    * Takes a point.
    *
    * @param images path of the image that each disk is expected to be read from, by the disk's expected name
-   * @returns by the disk's name: "incremental", or why it is full
+   * @returns by the disk's name: "incremental", or why it is compared or full
    */
   async backup(
     images: Readonly<Record<string, string>>,
@@ -87,13 +87,15 @@ export class Story implements AsyncDisposable {
     return this.#remember(point, { [name]: image }, repository);
   }
 
-  /** What `status` says of the next backup: "incremental", or why it will be full. */
+  /** What `status` says of the next backup, in the words that the backup itself will have. */
   async next(): Promise<Readonly<Record<string, string>>> {
     const args = ["status", "--machine", "vm", "--repo", this.rig.repository, "--qmp", this.rig.proxy.socket];
     const { disks } = (await this.rig.tidemark([...args, "--json"])).json() as {
       disks: { name: string; next: { kind: string; reason: string | null } }[];
     };
-    return Object.fromEntries(disks.map(({ name, next }) => [name, next.reason ?? next.kind]));
+    return Object.fromEntries(
+      disks.map(({ name, next }) => [name, next.reason?.replace(/^will be /, "") ?? next.kind]),
+    );
   }
 
   /** Remembers a point that the test took by itself, through the rig's proxy. */
@@ -160,11 +162,11 @@ export class Story implements AsyncDisposable {
   }
 }
 
-/** By the disk's name: "incremental", or why it is full. */
+/** By the disk's name: "incremental", or why it is compared or full. */
 export function kindsOf(point: PointView): Record<string, string> {
   return Object.fromEntries(
     point.disks.map(({ name, kind, reason }) => {
-      expect(reason === null).toBe(kind === "incremental");
+      expect(kind).toBe(reason === null || reason.startsWith("compared: ") ? "incremental" : "full");
       return [name, reason ?? kind];
     }),
   );

@@ -21,6 +21,7 @@ interface BackupCommandOptions extends CommonOptions {
   readonly image?: ImageChoice[];
   readonly disk?: { device: string; name?: string }[];
   readonly full?: boolean;
+  readonly compare?: boolean;
   readonly name?: string;
   readonly description?: string;
   readonly scratch?: string;
@@ -46,7 +47,8 @@ export function declare(command: Command, context: CliContext): void {
       "only this disk, by device id, drive id, node or qdev; repeatable",
       diskArgument,
     )
-    .option("--full", "read everything, start a new chain")
+    .addOption(new Option("--full", "read everything, start a new chain").conflicts("compare"))
+    .option("--compare", "read everything, store what differs from the newest point")
     .option("--name <text>", "a name for the point, unique within the machine")
     .option("--description <text>", "words about it")
     .option("--level <1..19>", "zstd compression level", integerArgument(1, 19), 3)
@@ -96,6 +98,7 @@ async function run(
       machine: options.machine,
       source,
       full: options.full,
+      compare: options.compare,
       name: options.name,
       description: options.description,
       level: options.level,

@@ -61,7 +61,9 @@ function renderPoint(point: PointManifest, isCurrent: boolean, chain: readonly s
     rows,
   );
   const reasons = disks.flatMap((disk) =>
-    disk.reason === null ? [] : [`${disk.name} is full: ${disk.reason}\n`],
+    disk.reason === null
+      ? []
+      : [`${disk.name} is ${disk.kind}${disk.kind === "full" ? ":" : ","} ${disk.reason}\n`],
   );
   const head = facts.map(([title, value]) => `${title.padEnd(12)} ${value}\n`).join("");
   return `${head}\n${table}${reasons.length > 0 ? "\n" : ""}${reasons.join("")}`;

@@ -24,6 +24,7 @@ export function pointView(point: PointManifest, current: boolean): Record<string
       image: disk.image,
       bytes: disk.bytes,
       sha256: disk.sha256,
+      hashes: disk.hashes ?? null,
       dataClusters: disk.dataClusters,
       zeroClusters: disk.zeroClusters,
       dirtyBytes: disk.dirtyBytes,
@@ -33,9 +34,9 @@ export function pointView(point: PointManifest, current: boolean): Record<string
   };
 }
 
-/** Stored bytes of all disks. */
+/** Stored bytes of all disks, hashes included. */
 export function storedBytes(point: PointManifest): number {
-  return point.disks.reduce((sum, { bytes }) => sum + bytes, 0);
+  return point.disks.reduce((sum, { bytes, hashes }) => sum + bytes + (hashes?.bytes ?? 0), 0);
 }
 
 /** "full", "incremental", or both: disks decide alone. */

@@ -1,4 +1,4 @@
-import type { BaseChoice } from "../checkpoints/choose.js";
+import type { DiskDecision } from "../checkpoints/compare.js";
 import type { SourceDisk } from "../source.js";
 
 /**
@@ -8,7 +8,7 @@ import type { SourceDisk } from "../source.js";
  */
 export function nameDisks(
   disks: readonly SourceDisk[],
-  choices: ReadonlyMap<SourceDisk, BaseChoice>,
+  choices: ReadonlyMap<SourceDisk, DiskDecision>,
 ): Map<SourceDisk, string> {
   const names = new Map<SourceDisk, string>();
   const isFixed = (disk: SourceDisk): boolean => !disk.anonymous || disk.name !== disk.suggestedName;
@@ -20,8 +20,8 @@ export function nameDisks(
   };
   for (const disk of disks) {
     const choice = choices.get(disk);
-    if (names.has(disk) || choice?.kind !== "incremental" || taken.has(choice.parentDiskName)) continue;
-    give(disk, choice.parentDiskName);
+    if (names.has(disk) || choice === undefined || choice.kind === "full") continue;
+    if (!taken.has(choice.parentDiskName)) give(disk, choice.parentDiskName);
   }
   for (const disk of disks) {
     if (names.has(disk)) continue;
