@@ -1,9 +1,14 @@
+import PQueue from "p-queue";
 import type { IoOptions } from "../bytes/index.js";
+import { messageOf } from "../errors/index.js";
 import { HashChain, HashDamageError, HashReader, type HashWindow } from "../hashes/index.js";
 import { ObjectNotFoundError, type ObjectReader, type Storage } from "../storage/index.js";
 import { hashesKey } from "./layout.js";
 import type { DiskManifest } from "./manifest.js";
 import type { PointChain } from "./point-chain.js";
+
+/** Files of hashes that are opened at a time. */
+const OPENING = 8;
 
 /** Hashes of one image, opened. */
 export interface OpenHashes {
@@ -74,28 +79,26 @@ export class PointHashes {
     chain: PointChain,
     options: IoOptions = {},
   ): Promise<PointHashes | string> {
-    const open: OpenHashes[] = [];
-    const giveUp = async (why: string): Promise<string> => {
-      await Promise.all(open.map(({ object }) => object.close()));
-      return why;
-    };
-    try {
-      for (const { point, disk } of chain.images) {
-        const hashes = await openHashes(storage, point.machine.name, point.id, disk, options);
-        if (hashes === undefined) return await giveUp(`point ${point.id} has no hashes`);
-        open.push(hashes);
-      }
-    } catch (error) {
-      const why = await giveUp(error instanceof HashDamageError ? error.message : "");
-      if (error instanceof HashDamageError) return why;
-      throw error;
-    }
-    const merged = HashChain.of(open.map(({ reader }) => reader));
-    if (merged === undefined) return await giveUp("the hashes of its chain have different keys");
-    return new PointHashes(
-      merged,
-      open.map(({ object }) => object),
+    const without = chain.images.find(({ disk }) => disk.hashes == null);
+    if (without !== undefined) return `point ${without.point.id} has no hashes`;
+    const queue = new PQueue({ concurrency: OPENING });
+    const opening = await Promise.allSettled(
+      chain.images.map(({ point, disk }) =>
+        queue.add(() => openHashes(storage, point.machine.name, point.id, disk, options)),
+      ),
     );
+    const open = opening.flatMap((result) => (result.status === "fulfilled" ? (result.value ?? []) : []));
+    const objects = open.map(({ object }) => object);
+    const merged = HashChain.of(open.map(({ reader }) => reader));
+    if (merged !== undefined && open.length === opening.length) return new PointHashes(merged, objects);
+    await Promise.all(objects.map((object) => object.close()));
+    const errors = opening.flatMap((result) =>
+      result.status === "rejected" ? [result.reason as Error] : [],
+    );
+    // What could not be found out is no damage.
+    const failure = errors.find((error) => !(error instanceof HashDamageError));
+    if (failure !== undefined) throw failure;
+    return errors.length === 0 ? "the hashes of its chain have different keys" : messageOf(errors[0]);
   }
 
   /** What the disk holds of clusters: see HashChain.window. */

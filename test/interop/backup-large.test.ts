@@ -79,7 +79,7 @@ async function timed<T>(what: string, peakOf: () => Promise<number>, action: () 
 }
 
 describe("backup of a disk of 1 TiB with 200 MiB in it", () => {
-  it("takes seconds and little memory, full and increment, and so does the restore; empty and tiny disks go along", async () => {
+  it("takes seconds and little memory, full, increment and comparison, and so does the restore; empty and tiny disks go along", async () => {
     await using rig = await Rig.create();
     const large = await largeDisk(rig);
     const empty = await rig.image("empty.raw", "raw", 0);
@@ -116,9 +116,16 @@ describe("backup of a disk of 1 TiB with 200 MiB in it", () => {
     expect(increment.disks[0]?.bytes).toBeLessThan(MiB);
     expect(increment.disks[0]?.dataClusters).toBeGreaterThan((4 * MiB) / 65_536);
 
+    await machine.qemuIoAll("large", [`write -P 0x44 ${placeOf(60)} 1k`, `write -z ${placeOf(70)} 1M`]);
+    const compared = await timed("comparison", peakOf, () => rig.backup([...WORKERS, "--compare"]));
+    expect(compared.disks.map(({ kind }) => kind)).toEqual(["incremental", "incremental", "incremental"]);
+    // The piece begins and ends inside of clusters.
+    expect(compared.disks[0]).toMatchObject({ dataClusters: 1 + 2, zeroClusters: MiB / 65_536 - 1 });
+
     for (const [point, title] of [
       [full, "restore of the full"],
       [increment, "restore of the increment"],
+      [compared, "restore of the comparison"],
     ] as const) {
       const directory = await timed(title, peakOf, () => rig.restore(point));
       expect(await rig.verify(point, images)).toEqual({

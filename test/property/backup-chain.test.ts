@@ -17,8 +17,11 @@ const CLUSTER = 64 * KiB;
 /** The longest range that one command touches. */
 const LONGEST = 4 * CLUSTER;
 
-/** What becomes of a range of a disk; a cut takes off all from there on, and the disk grows back. */
-const KINDS = ["fill", "noise", "zero", "unmap", "discard", "cut"] as const;
+/** What becomes of a range of a disk; a cut takes off all from there on, and the disk grows back; a resize stays. */
+const KINDS = ["fill", "noise", "zero", "unmap", "discard", "cut", "resize"] as const;
+
+/** How a point is made: by the bitmaps, by comparing all disks, or after their bitmaps were lost. */
+const WAYS = ["plain", "plain", "compare", "lost"] as const;
 
 /** Clusters of a qcow2 disk: smaller than the backup's, as large, and larger. */
 const CLUSTER_SIZES = ["4k", "16k", "64k", "256k"] as const;
@@ -39,14 +42,22 @@ interface Plan {
   /** Bytes per cluster of the second qcow2 disk: smaller and larger than the backup's are worth trying. */
   readonly clusterSize: (typeof CLUSTER_SIZES)[number];
   /** Changes before each point, by disk: the first point is a full one. */
-  readonly steps: readonly (readonly [readonly Change[], readonly Change[], readonly Change[]])[];
+  readonly steps: readonly (readonly [
+    (typeof WAYS)[number],
+    readonly Change[],
+    readonly Change[],
+    readonly Change[],
+  ])[];
 }
 
 const change: fc.Arbitrary<Change> = fc.record({
   // Few cuts: they take away what the others made.
   kind: fc.oneof(
     { weight: 20, arbitrary: fc.constantFrom(...KINDS) },
-    { weight: 60, arbitrary: fc.constantFrom(...KINDS.filter((kind) => kind !== "cut")) },
+    {
+      weight: 60,
+      arbitrary: fc.constantFrom(...KINDS.filter((kind) => kind !== "cut" && kind !== "resize")),
+    },
   ),
   place: fc.double({ min: 0, max: 1, noNaN: true }),
   length: fc.oneof(
@@ -67,7 +78,11 @@ const plan: fc.Arbitrary<Plan> = fc.record({
     fc.integer({ min: 1, max: (4 * MiB) / SECTOR }),
   ),
   clusterSize: fc.constantFrom(...CLUSTER_SIZES),
-  steps: fc.array(fc.tuple(changes, changes, changes), { minLength: 2, maxLength: 13, size: "max" }),
+  steps: fc.array(fc.tuple(fc.constantFrom(...WAYS), changes, changes, changes), {
+    minLength: 2,
+    maxLength: 13,
+    size: "max",
+  }),
 });
 
 /** Where a change of a disk of `size` bytes is. */
@@ -78,14 +93,14 @@ function rangeOf({ place, length, at }: Change, size: number): { offset: number;
   return { offset: at === "end" ? free : Math.floor((place * free) / unit) * unit, length: usable };
 }
 
-/** Makes a change through the disk's device. */
+/** Makes a change through the disk's device. @returns the disk's size from then on */
 async function apply(
   change: Change,
   machine: TestMachine,
   disk: number,
   size: number,
   noise: string,
-): Promise<void> {
+): Promise<number> {
   const { offset, length } = rangeOf(change, size);
   const range = `${offset} ${length}`;
   const resize = async (to: number): Promise<void> => {
@@ -94,23 +109,44 @@ async function apply(
   switch (change.kind) {
     case "fill":
       await machine.qemuIo(disk, `write -P ${change.byte} ${range}`);
-      return;
+      return size;
     case "noise":
       await machine.qemuIo(disk, `write -s ${noise} ${range}`);
-      return;
+      return size;
     case "zero":
       await machine.qemuIo(disk, `write -z ${range}`);
-      return;
+      return size;
     case "unmap":
       await machine.qemuIo(disk, `write -z -u ${range}`);
-      return;
+      return size;
     case "discard":
       await machine.qemuIo(disk, `discard ${range}`);
-      return;
+      return size;
     case "cut":
       await resize(Math.max(offset, SECTOR));
       await resize(size);
+      return size;
+    case "resize": {
+      // Smaller, or larger by what a command touches at most.
+      const to = change.byte % 2 === 0 ? Math.max(offset, SECTOR) : size + length;
+      await resize(to);
+      return to;
+    }
   }
+}
+
+/** Takes our bitmaps away from all disks. */
+async function loseBitmaps(machine: TestMachine): Promise<void> {
+  type Node = {
+    readonly "node-name": string;
+    readonly "dirty-bitmaps"?: readonly { readonly name: string }[];
+  };
+  const nodes = await machine.monitor.execute<Node[]>("query-named-block-nodes");
+  const bitmaps = nodes.flatMap(({ "node-name": node, "dirty-bitmaps": found = [] }) =>
+    found.map(({ name }) => ({ node, name })),
+  );
+  expect(bitmaps.length).toBeGreaterThan(0);
+  for (const bitmap of bitmaps) await machine.monitor.execute("block-dirty-bitmap-remove", bitmap);
 }
 
 /** Makes the disks, takes a point after each step, and looks at all points when the last one is there. */
@@ -128,13 +164,18 @@ async function backUp({ sectors, clusterSize, steps }: Plan): Promise<void> {
   const machine = await rig.start(disks, { guest: "none", deadline: RUN_DEADLINE });
 
   const points: PointView[] = [];
-  for (const [number, step] of steps.entries()) {
+  for (const [number, [way, ...step]] of steps.entries()) {
     for (const [disk, list] of step.entries()) {
-      for (const item of list) await apply(item, machine, disk, sizes[disk] ?? 0, noise);
+      for (const item of list) sizes[disk] = await apply(item, machine, disk, sizes[disk] ?? 0, noise);
     }
-    const point = await rig.backup();
-    const kind = number === 0 ? "full" : "incremental";
-    expect(point.disks.map((disk) => disk.kind)).toEqual([kind, kind, kind]);
+    const isFirst = number === 0;
+    if (way === "lost" && !isFirst) await loseBitmaps(machine);
+    const point = await rig.backup(way === "compare" ? ["--compare"] : []);
+    for (const { kind, reason, virtualSize, name } of point.disks) {
+      expect(kind).toBe(isFirst ? "full" : "incremental");
+      expect(virtualSize).toBe(sizes[Number(name.slice(2))]);
+      if (!isFirst) expect(reason?.slice(0, 9)).toBe(way === "plain" ? undefined : "compared:");
+    }
     points.push(point);
   }
 
