@@ -396,6 +396,8 @@ describe("backup beside others", () => {
     await story.write("vda", "write -P 5 256k 1000");
     await story.write("vdc", "write -P 6 320k 1000");
     expect((await story.backup(images)).kinds).toEqual({ vda: "incremental", vdc: "incremental" });
+    // The original's checkpoint, which the copy brought with it, went as well.
+    for (const image of [a, copy]) expect(await story.bitmaps(image)).toHaveLength(1);
     await story.proveAll();
   });
 

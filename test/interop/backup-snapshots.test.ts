@@ -211,6 +211,47 @@ describe("backup after snapshots were merged", () => {
     await story.proveAll();
   });
 
+  it("trusts the bitmap of an image that was committed into, unless QEMU was killed meanwhile", async () => {
+    const { story: opened, base, file } = await begin();
+    await using story = opened;
+    await story.start([qcow2(base)]);
+    await story.write(0, FILL);
+    const first = await story.backup({ vd0: base });
+    const chain = async (below: string, lower: string, upper: string): Promise<void> => {
+      await snapshotSync(story.rig.machine, below, file(`${lower}.qcow2`), lower);
+      await story.write(0, "write -P 2 64k 64k", "write -P 3 1M 1M");
+      await snapshotSync(story.rig.machine, lower, file(`${upper}.qcow2`), upper);
+      await story.write(0, "write -P 4 3M 512", "flush");
+    };
+    await chain("node0", "a", "b");
+    await blockCommit(story.rig.machine, { device: "b", "top-node": "a", "base-node": "node0" });
+    // What was recorded is in the file: the image is read-only again.
+    await story.rig.machine.kill();
+    await story.start([qcow2(file("b.qcow2"))]);
+    const after = await story.backup({ vd0: file("b.qcow2") });
+    expect(after.kinds).toEqual(INCREMENTAL);
+    expect(diskOf(after.point, "vd0")).toMatchObject({ dataClusters: 18 });
+
+    await chain("node0", "c", "d");
+    const job = { device: "d", "top-node": "c", "base-node": "node0", speed: 1 };
+    const running = story.rig.machine.monitor.nextEvent(
+      "JOB_STATUS_CHANGE",
+      ({ status }) => status === "running",
+    );
+    await story.rig.machine.monitor.execute("block-commit", { "job-id": "commit", ...job });
+    await running;
+    await story.rig.machine.kill();
+    await story.start([qcow2(file("d.qcow2"))]);
+    const killed = await story.backup({ vd0: file("d.qcow2") });
+    // The image that was being written to is not trusted; the one below it, which nobody touched, is.
+    expect(killed.kinds).toEqual(INCREMENTAL);
+    expect((await imageInfo(file("b.qcow2")))["format-specific"]?.data.bitmaps?.[0]?.flags).toContain(
+      "in-use",
+    );
+    expect(diskOf(killed.point, "vd0").parent).toBe(first.point.id);
+    await story.proveAll();
+  });
+
   it("goes on after a stream that leaves the image with the bitmap, and says so when it is gone", async () => {
     const { story: opened, base, file } = await begin();
     await using story = opened;

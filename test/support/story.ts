@@ -10,6 +10,14 @@ interface Expected {
   readonly repository: string;
 }
 
+interface StatusView {
+  readonly disks: readonly {
+    readonly name: string;
+    readonly next: { readonly kind: string; readonly reason: string | null };
+  }[];
+  readonly leftovers: readonly unknown[];
+}
+
 /** A point that was taken, and of each disk, by its name, "incremental", or why it is compared or full. */
 export interface Taken {
   readonly point: PointView;
@@ -89,10 +97,7 @@ export class Story implements AsyncDisposable {
 
   /** What `status` says of the next backup, in the words that the backup itself will have. */
   async next(): Promise<Readonly<Record<string, string>>> {
-    const args = ["status", "--machine", "vm", "--repo", this.rig.repository, "--qmp", this.rig.proxy.socket];
-    const { disks } = (await this.rig.tidemark([...args, "--json"])).json() as {
-      disks: { name: string; next: { kind: string; reason: string | null } }[];
-    };
+    const { disks } = await this.#status();
     return Object.fromEntries(
       disks.map(({ name, next }) => [name, next.reason?.replace(/^will be /, "") ?? next.kind]),
     );
@@ -106,8 +111,12 @@ export class Story implements AsyncDisposable {
 
   /** What `status` calls leftovers of dead runs. */
   async leftovers(): Promise<readonly unknown[]> {
-    const args = ["status", "--qmp", this.rig.proxy.socket, "--json"];
-    return ((await this.rig.tidemark(args)).json() as { leftovers: unknown[] }).leftovers;
+    return (await this.#status()).leftovers;
+  }
+
+  async #status(): Promise<StatusView> {
+    const args = ["status", "--machine", "vm", "--repo", this.rig.repository, "--qmp", this.rig.proxy.socket];
+    return (await this.rig.tidemark([...args, "--json"])).json() as StatusView;
   }
 
   #remember(point: PointView, images: Readonly<Record<string, string>>, repository: string): Taken {
