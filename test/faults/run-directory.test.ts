@@ -1,4 +1,5 @@
-import { readdir, readFile, truncate, utimes, writeFile } from "node:fs/promises";
+import { readdir, readFile, rm, truncate, utimes, writeFile } from "node:fs/promises";
+import { uptime } from "node:os";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { filesOfOurs, NOTHING, residueOf } from "../interop/machine-fixture.js";
 import { startTidemark } from "../support/cli.js";
@@ -77,5 +78,19 @@ describe("backup after a run was killed with its guard, and the run's state file
     const guard = { ...found.guard, pid: process.pid };
     await writeFile(record, JSON.stringify({ ...found, holder, guard }));
     await expectHealed();
+  });
+
+  it("is gone with the host, as after a power failure: removes the scratch that nothing tells of", async () => {
+    const { rig } = catalogued;
+    await rm(record);
+    await rig.machine.kill();
+    const [scratch = ""] = (await readdir(rig.directory.path)).filter((name) => name.startsWith("tm-"));
+    expect(scratch).toMatch(/-scr\.qcow2$/);
+    const beforeBoot = new Date(Date.now() - (uptime() + 60) * 1000);
+    await utimes(rig.directory.file(scratch), beforeBoot, beforeBoot);
+    await catalogued.start();
+    await catalogued.backup();
+    expect((await readdir(rig.directory.path)).filter((name) => name.startsWith("tm-"))).toEqual([]);
+    await catalogued.proveAll();
   });
 });

@@ -1,3 +1,4 @@
+import { messageOf } from "../../errors/index.js";
 import { step } from "../../flow/index.js";
 import { formatBitmapName, formatRunObject } from "../../point/index.js";
 import type { QmpAddress, QmpClient } from "../../qmp/index.js";
@@ -12,6 +13,7 @@ import { assertDisksUnchanged } from "../discover/readiness.js";
 import type { Run } from "../run/run.js";
 import { ScratchLimit } from "./scratch-limit.js";
 import { createScratch, placeScratch, type Scratch } from "./scratch.js";
+import { removeStaleScratch } from "./stale-scratch.js";
 import type { FreezeRequest, FrozenDisk, FrozenPoint } from "../source.js";
 import { removeBitmaps, tearDown } from "../teardown/teardown.js";
 import { freezeActions } from "./transaction.js";
@@ -76,6 +78,9 @@ async function prepare(
   progress: Progress,
 ): Promise<readonly Scratch[]> {
   const scratch = await placeScratch(request, run.id);
+  await removeStaleScratch(scratch, run.directory).catch((error: unknown) => {
+    request.warn?.(`Old scratch files stay: ${messageOf(error)}`);
+  });
   const socketPath = await prepareSocketPath(run.id, address, request.socketDirectory);
   progress.socketPath = socketPath;
   progress.files = scratch.map(({ file }) => file);
