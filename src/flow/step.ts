@@ -9,6 +9,7 @@ export type StepName =
   | "guard holds"
   | "guard recorded"
   | "guard started"
+  | "guard takes over"
   | "scratch planned"
   | "scratch made"
   | "server started"

@@ -18,7 +18,7 @@ export async function waitForGuards(rig: Rig, count: number): Promise<number[]> 
     const guards = await guardsOf(rig);
     if (guards.length === count) return guards;
     if (performance.now() > deadline) throw new Error(`${guards.length} guards instead of ${count}`);
-    await sleep(5);
+    await sleep(10);
   }
 }
 
@@ -31,8 +31,8 @@ export async function socketsOf(pid: number): Promise<number> {
 
 /** A zombie has neither arguments nor environment. */
 async function isGuard(pid: number, home: string): Promise<boolean> {
-  const [args, environment] = await Promise.all(
-    ["cmdline", "environ"].map((name) => readFile(`/proc/${pid}/${name}`, "utf8").catch(() => "")),
+  const read = (name: string): Promise<string> => readFile(`/proc/${pid}/${name}`, "utf8").catch(() => "");
+  return (
+    (await read("cmdline")).includes("/guard/entry.") && (await read("environ")).split("\0").includes(home)
   );
-  return args?.includes("/guard/entry.") === true && environment?.split("\0").includes(home) === true;
 }

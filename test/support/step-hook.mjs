@@ -1,10 +1,5 @@
-// Something happens at a named step of a built command line: NODE_OPTIONS=--import=<this file>, and in the environment
-//
-//     TIDEMARK_TEST_STEP     the step, "frozen"; the second time that one comes by it, "frozen#2"
-//     TIDEMARK_TEST_ACTION   "kill" (default): SIGKILL of this process · "kill-guard" · "kill-both": of the guard, then of
-//                            this process · "kill-pid": of process TIDEMARK_TEST_PID · "stop": SIGSTOP of this process
-//     TIDEMARK_TEST_ROLE     "agent" (default), or "guard": the process that it happens in
-//     TIDEMARK_TEST_MARK     a file that is made when it has happened
+// Something happens at named steps of the built command line: NODE_OPTIONS=--import=<this file>, and in the environment
+// TIDEMARK_TEST_STEPS, a JSON array of what steps.ts describes.
 //
 // The command line's own step() does nothing; this file takes the place of its module.
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -13,10 +8,10 @@ import { isMainThread } from "node:worker_threads";
 
 const { env } = process;
 const role = process.argv[1]?.endsWith("/guard/entry.js") ? "guard" : "agent";
-const [wanted, nth = "1"] = (env["TIDEMARK_TEST_STEP"] ?? "").split("#");
-let seen = 0;
+const wanted = JSON.parse(env["TIDEMARK_TEST_STEPS"] ?? "[]").filter((one) => one.role === role);
+const seen = new Map();
 
-if (isMainThread && role === (env["TIDEMARK_TEST_ROLE"] ?? "agent")) register(import.meta.url);
+if (isMainThread && wanted.length > 0) register(import.meta.url);
 
 /** For `register`: what Node loads. */
 export async function load(url, context, nextLoad) {
@@ -27,16 +22,16 @@ export async function load(url, context, nextLoad) {
 
 /** In place of the command line's. */
 export async function step(name) {
-  if (name !== wanted) return;
-  seen += 1;
-  if (seen === Number(nth)) await act();
+  const nth = (seen.get(name) ?? 0) + 1;
+  seen.set(name, nth);
+  for (const one of wanted) if (one.name === name && one.nth === nth) act(one);
 }
 
-async function act() {
-  const action = env["TIDEMARK_TEST_ACTION"] ?? "kill";
-  if (env["TIDEMARK_TEST_MARK"] !== undefined) writeFileSync(env["TIDEMARK_TEST_MARK"], "");
+function act({ action, pid, mark }) {
+  if (mark !== undefined) writeFileSync(mark, "");
   if (action === "kill-guard" || action === "kill-both") process.kill(guardOfThisRun(), "SIGKILL");
-  if (action === "kill-pid") process.kill(Number(env["TIDEMARK_TEST_PID"]), "SIGKILL");
+  if (action === "kill-pid") process.kill(pid, "SIGKILL");
+  if (action === "stop-pid") process.kill(pid, "SIGSTOP");
   if (action === "kill" || action === "kill-both") process.kill(process.pid, "SIGKILL");
   if (action === "stop") process.kill(process.pid, "SIGSTOP");
 }

@@ -1,6 +1,6 @@
 import { Socket } from "node:net";
 import { BusyError, ConnectionError } from "../../errors/index.js";
-import { DeadlineError, pause } from "../../flow/index.js";
+import { DeadlineError, pause, step } from "../../flow/index.js";
 import { thisProcess } from "../../process/index.js";
 import { QmpClient } from "../../qmp/index.js";
 import { TeardownError } from "../errors.js";
@@ -30,6 +30,7 @@ export async function takeOver(order: HoldOrder, connections: HeldConnections): 
   connections.drain();
   await claim(order);
   await dismissPrevious(order.previous);
+  await step("guard takes over");
   const adopted = await adopt(order);
   let exportsAreGone = false;
   let tries = 0;
