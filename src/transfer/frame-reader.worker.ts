@@ -54,7 +54,9 @@ async function read(request: FrameRequest): Promise<ThreadResult> {
   const { extents, clusterSize } = request;
   const { client } = connectionTo(request.export);
   if (encoder === undefined) throw new RangeError("read before greet");
-  const raw = Buffer.allocUnsafe(totalLength(extents));
+  const length = totalLength(extents);
+  const memory = takeMemory(length);
+  const raw = memory.subarray(0, length);
   await readExtents(client, extents, raw);
 
   const bound = Math.ceil(raw.length / clusterSize) * frameBound(clusterSize);
@@ -87,10 +89,20 @@ async function read(request: FrameRequest): Promise<ThreadResult> {
     done += 1;
     if (done % CLUSTERS_BETWEEN_YIELDS === 0) await yieldToSockets();
   }
+  // Only after a success: a read that failed may have others beside it that go on writing.
+  idleMemory.push(memory);
   const joined = new Uint8Array(hashes.length * HASH_BYTES);
   for (const [index, hash] of hashes.entries()) joined.set(hash, index * HASH_BYTES);
   const value: FrameReply = { payload, used, frames, hashes: joined, zeros };
   return { value, transfer: [payload, joined.buffer] };
+}
+
+/** Memory that raw data can be read into: as much as there are units at a time. */
+const idleMemory: Buffer[] = [];
+
+function takeMemory(length: number): Buffer {
+  const memory = idleMemory.pop();
+  return memory !== undefined && memory.length >= length ? memory : Buffer.allocUnsafeSlow(length);
 }
 
 async function readExtents(client: NbdClient, extents: readonly Extent[], raw: Buffer): Promise<void> {
