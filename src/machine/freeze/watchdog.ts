@@ -1,3 +1,4 @@
+import { ConnectionError } from "../../errors/index.js";
 import { formatRunObject, parseRunObject } from "../../point/index.js";
 import type { EventWatch, QmpClient, QmpEvent } from "../../qmp/index.js";
 import { isBelowOverlays } from "../checkpoints/overlays.js";
@@ -20,6 +21,8 @@ export class Watchdog {
   readonly #limit: ScratchLimit;
   /** Jobs of others that begin; undefined where they do no harm. */
   readonly #others: EventWatch | undefined;
+  /** The machine goes down: that explains what ends then. With -no-shutdown nothing does. */
+  #isShutDown = false;
 
   private constructor(
     qmp: QmpClient,
@@ -31,6 +34,7 @@ export class Watchdog {
     this.#limit = limit;
     this.#watch = qmp.watch(
       ({ name, data }) =>
+        name === "SHUTDOWN" ||
         (name === "JOB_STATUS_CHANGE" && diskNames.has(String(data["id"]))) ||
         (name === "BLOCK_WRITE_THRESHOLD" && limit.diskOf(String(data["node-name"])) !== undefined),
     );
@@ -68,8 +72,17 @@ export class Watchdog {
     try {
       for (;;) await this.#judge(await this.#watch.next({ signal: this.#stopped.signal }));
     } catch (error) {
-      if (!this.#stopped.signal.aborted) this.#controller.abort(error);
+      if (!this.#stopped.signal.aborted) this.#controller.abort(this.#explain(error));
     }
+  }
+
+  #explain(error: unknown): unknown {
+    const isEnd = error instanceof SnapshotLostError || error instanceof ConnectionError;
+    if (!this.#isShutDown || !isEnd) return error;
+    return new SnapshotLostError("Cannot go on with the backup: the machine was shut down meanwhile", {
+      cause: error,
+      hint: "Run it again: with --qmp when the machine runs, with --image while it is off",
+    });
   }
 
   /** A loop of its own: no question to QEMU may delay it. */
@@ -88,6 +101,10 @@ export class Watchdog {
   }
 
   async #judge({ name, data }: QmpEvent): Promise<void> {
+    if (name === "SHUTDOWN") {
+      this.#isShutDown = true;
+      return;
+    }
     if (name === "JOB_STATUS_CHANGE") {
       const status = String(data["status"]);
       if (INTACT_STATES.has(status)) return;

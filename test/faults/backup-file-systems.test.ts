@@ -1,0 +1,83 @@
+import { mkdir, readdir, rm } from "node:fs/promises";
+import { describe, expect, it } from "vitest";
+import { temporaryDirectory } from "../support/temporary.js";
+import { run } from "../support/tools.js";
+import { GuardedRig, isLong } from "./guard-fixture.js";
+
+const MiB = 1024 * 1024;
+
+/** A guest that overwrites some 5 MiB a second, and needs 8 s for its round. */
+const STEADY = { trailBlocks: 300, stepsPerTick: 2 };
+
+/** A mount, which ends before the directory is removed that it is in. */
+async function mounted(directory: string, ...args: string[]): Promise<AsyncDisposable> {
+  await run("mount", [...args, directory]);
+  return {
+    async [Symbol.asyncDispose]() {
+      await run("umount", ["-l", directory]);
+    },
+  };
+}
+
+describe("a backup whose scratch is on a file system that is too small", () => {
+  const ways: readonly (readonly [string, readonly string[]])[] = [
+    ["by its own limit, half of the free space", []],
+    ["by the guard, where the limit is larger than the file system", ["--scratch-limit", "1GiB"]],
+  ];
+
+  it.each(isLong ? ways : ways.slice(0, 1))(
+    "ends %s: the guest sees no error, and the next increment is right",
+    async (_, extra) => {
+      await using guarded = await GuardedRig.create({ iothread: true }, STEADY, 24 * MiB);
+      const { rig } = guarded;
+      const scratch = rig.directory.file("scratch");
+      await mkdir(scratch);
+      await using _mount = await mounted(scratch, "-t", "tmpfs", "-o", "size=16m", "none");
+      // Zeroes take no room in a scratch file: there must be data to overwrite.
+      for (const disk of ["vda", "vdb"]) await rig.machine.qemuIo(disk, "write -P 7 2M 17M");
+      await using running = await guarded.startCopying(["--scratch", scratch, ...extra]);
+      const result = await running.ended;
+      expect(result.code).toBe(1);
+      expect(result.events().at(-1)).toMatchObject({
+        event: "error",
+        code: "TM_SCRATCH_FULL",
+        hint: expect.stringContaining("--scratch") as string,
+      });
+      const { events } = rig.machine.monitor;
+      expect(events.filter(({ event }) => event === "BLOCK_IO_ERROR")).toEqual([]);
+      expect(await readdir(scratch)).toEqual([]);
+      await guarded.expectNothingLeft();
+      await guarded.expectNextRight();
+    },
+  );
+});
+
+describe("a backup whose repository is unmounted under it", () => {
+  it("says that it is gone, leaves nothing in the machine, and the next increment is right", async () => {
+    await using guarded = await GuardedRig.create({ iothread: true }, undefined, 24 * MiB);
+    const { rig } = guarded;
+    await using elsewhere = await temporaryDirectory();
+    const store = elsewhere.file("store");
+    await mkdir(store);
+    await using _store = await mounted(store, "-t", "tmpfs", "-o", "size=200m", "none");
+    await run("cp", ["-a", `${rig.repository}/.`, store]);
+    await rm(rig.repository, { recursive: true });
+    await mkdir(rig.repository);
+    const here = await mounted(rig.repository, "--bind", store);
+    await rig.machine.qemuIo("vda", "write -P 9 6M 6M");
+    await using running = await guarded.startCopying();
+    await here[Symbol.asyncDispose]();
+    const result = await running.ended;
+    expect(result.code).toBe(1);
+    expect(result.events().at(-1)).toMatchObject({
+      event: "error",
+      code: expect.stringMatching(/^TM_STORAGE_(GONE|IO)$/) as string,
+      hint: expect.stringContaining("mount") as string,
+    });
+    // Nothing was written beside the point where it was mounted.
+    expect(await readdir(rig.repository)).toEqual([]);
+    await using _again = await mounted(rig.repository, "--bind", store);
+    await guarded.expectNothingLeft();
+    await guarded.expectNextRight();
+  });
+});
