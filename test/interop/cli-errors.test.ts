@@ -336,7 +336,7 @@ describe("what another run of ours does", () => {
   it("the same machine, by its monitor or another one, or its points alone: exit 5, and that run goes on", async () => {
     await rig.machine.qemuIo("vda", "write -P 88 0 8M");
     const env = { TIDEMARK_RUNTIME_DIR: rig.directory.file("run") };
-    await using first = startTidemark(rig.backupArguments(["--bandwidth", "1MiB/s"]), { env });
+    await using first = startTidemark(rig.backupArguments(["--bandwidth", "512KiB/s"]), { env });
     await first.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
 
     await using other = await startMachine({
