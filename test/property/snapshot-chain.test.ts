@@ -121,7 +121,7 @@ class Chain {
           device: await this.#node(count - 1),
           "base-node": await this.#node(base),
         });
-        this.#images.splice(base + 1);
+        await this.#drop(base + 1, count - 1 - base);
         return;
       }
       case "commit-middle": {
@@ -133,7 +133,7 @@ class Chain {
           "top-node": await this.#node(top),
           "base-node": await this.#node(base),
         });
-        this.#images.splice(base + 1, top - base);
+        await this.#drop(base + 1, top - base);
         return;
       }
       case "stream": {
@@ -144,13 +144,13 @@ class Chain {
           device: await this.#node(device),
           "base-node": await this.#node(base),
         });
-        this.#images.splice(base + 1, device - base - 1);
+        await this.#drop(base + 1, device - base - 1);
         return;
       }
       case "stream-all": {
         if (count < 4) return;
         await blockStream(machine, { device: await this.#node(count - 1) });
-        this.#images.splice(0, count - 1);
+        await this.#drop(0, count - 1);
         return;
       }
       case "resize": {
@@ -160,6 +160,16 @@ class Chain {
       }
       default:
         await this.#whileOff(kind, pick, clusterSize);
+    }
+  }
+
+  /** Takes images out of the chain that a job merged. Nodes that were made by name remain, and are in the way. */
+  async #drop(first: number, count: number): Promise<void> {
+    for (const file of this.#images.splice(first, count).reverse()) {
+      const node = (await this.#nodes()).find((item) => item.drv === "qcow2" && item.file === file);
+      if (node === undefined || node["node-name"].startsWith("#")) continue;
+      const { monitor } = this.story.rig.machine;
+      await monitor.execute("blockdev-del", { "node-name": node["node-name"] });
     }
   }
 

@@ -238,6 +238,18 @@ describe("chooseBases()", () => {
     expect([...others.values()].map(({ kind }) => kind)).toEqual(["incremental", "full"]);
   });
 
+  it("lets one of two disks go on that have one image below them", async () => {
+    const overlay = (name: string, node: string): SourceDisk =>
+      disk([bitmap(1, { readOnly: true, node: "below" })], { name, node, backing: [backing("below")] });
+    const [clone, own] = [overlay("vdb", "top1"), overlay("vda", "top2")];
+    const choices = await chooseBases([clone, own], context([point(1)]));
+    expect(choices.get(own)).toMatchObject({ kind: "incremental", overlays: 1 });
+    expect(choices.get(clone)).toEqual({
+      kind: "full",
+      reason: "carries the same checkpoint as disk vda: a copied image",
+    });
+  });
+
   it("calls a disk new when the one that had its name is here under another, lost when it is nowhere", async () => {
     const [added, moved] = [disk([]), disk([bitmap(1)], { name: "vdb" })];
     const both = await chooseBases([added, moved], context([point(1)]));
