@@ -59,10 +59,10 @@ export class GuardedRig implements AsyncDisposable {
     await this.rig.machine.waitForGuestWriting();
   }
 
-  /** Starts a backup. */
+  /** Starts a backup. However long it takes, it is the test that ends it. */
   start(extra: readonly string[] = [], env: Readonly<Record<string, string>> = {}): RunningTidemark {
     const runtime = { TIDEMARK_RUNTIME_DIR: this.rig.directory.file("run") };
-    return startTidemark(this.rig.backupArguments(extra), { env: { ...runtime, ...env } });
+    return startTidemark(this.rig.backupArguments(extra), { env: { ...runtime, ...env }, deadline: 600_000 });
   }
 
   /** Starts a backup that takes long, and waits until it copies. */

@@ -40,13 +40,16 @@ describe("a guard, when the agent cannot take the frozen point down", () => {
     await using running = guarded.start([], env);
     expect(await running.ended).toMatchObject({ signal: "SIGKILL" });
     const guard = await stoppedGuard(guarded);
-    const next = await rig.run(rig.backupArguments());
-    expect(next.code).toBe(5);
-    expect(next.events().at(-1)).toMatchObject({
-      code: "TM_RUN_BUSY",
-      message: expect.stringContaining(`process ${guard}, takes down what it left`) as unknown,
-    });
-    process.kill(guard, "SIGCONT");
+    try {
+      const next = await rig.run(rig.backupArguments());
+      expect(next.code).toBe(5);
+      expect(next.events().at(-1)).toMatchObject({
+        code: "TM_RUN_BUSY",
+        message: expect.stringContaining(`process ${guard}, takes down what it left`) as unknown,
+      });
+    } finally {
+      process.kill(guard, "SIGCONT");
+    }
     await guarded.expectNothingLeft();
     await guarded.expectNextRight();
   });
