@@ -21,7 +21,7 @@ let newest: PointManifest;
 let seed = 0;
 
 /** Backs the machine up within this process: what stands in for the storage is an object. */
-async function backUp(onto: Storage, warnings: string[] = []): Promise<PointManifest> {
+async function backUp(onto: Storage, warnings: string[] = [], signal?: AbortSignal): Promise<PointManifest> {
   return await backup({
     repository: await openRepository(onto),
     machine: "vm",
@@ -33,6 +33,7 @@ async function backUp(onto: Storage, warnings: string[] = []): Promise<PointMani
     },
     workers: 1,
     tidemarkVersion: "0.0.0",
+    signal,
     observer: { warning: (text) => warnings.push(text) },
   });
 }
@@ -171,6 +172,39 @@ describe("backup() on a storage that fails", () => {
       expect(checkpoints.length).toBeGreaterThanOrEqual(2);
       // As the end of the process would.
       if (fault.operation === "delete") await rm(`${rig.repository}/vm/lock`);
+      await expectNextRight();
+    },
+  );
+
+  /** The last: whether the point stands. Nothing interrupts a commit any more once the manifest is there. */
+  const instants = [
+    ["before it is written", "put", false],
+    ["while it is read back", "get", true],
+  ] as const;
+
+  it.each(instants)(
+    "interrupted at the manifest, %s: the point stands or it does not",
+    async (_, at, stands) => {
+      const interruption = new AbortController();
+      const reason = new Error("interrupted");
+      let isWritten = false;
+      let id = "";
+      const interrupting = new FaultyStorage(storage, (operation, key) => {
+        const isNew = MANIFEST.test(key) && (isWritten || operation === "put");
+        if (isNew && operation === "put") id = key.split("/")[1] ?? "";
+        if (isNew && operation === at && key.includes(id)) interruption.abort(reason);
+        isWritten ||= isNew;
+        return Promise.resolve();
+      });
+      const warnings: string[] = [];
+      const outcome = await backUp(interrupting, warnings, interruption.signal).catch(
+        (error: unknown) => error,
+      );
+      expect(interruption.signal.aborted).toBe(true);
+      expect({ stands: (await pointsOf(storage)).includes(id), warnings }).toEqual({ stands, warnings: [] });
+      if (stands) await expectRight(outcome as PointManifest);
+      else expect(outcome).toBe(reason);
+      expect({ ...(await residueOf(rig.machine.monitor)), checkpoints: [] }).toEqual(NOTHING);
       await expectNextRight();
     },
   );

@@ -58,14 +58,17 @@ interface Armed extends StorageFault {
 export class FaultyStorage implements Storage {
   readonly description: string;
   readonly #inner: Storage;
-  readonly #delay: () => Promise<void>;
+  readonly #before: (operation: StorageOperation, key: string) => Promise<void>;
   #counts = new Map<StorageOperation, number>();
   #armed: Armed | undefined;
 
-  /** @param delay waited for before everything that is asked */
-  constructor(inner: Storage, delay: () => Promise<void> = () => Promise.resolve()) {
+  /** @param before called, and waited for, before everything that is asked */
+  constructor(
+    inner: Storage,
+    before: (operation: StorageOperation, key: string) => Promise<void> = () => Promise.resolve(),
+  ) {
     this.#inner = inner;
-    this.#delay = delay;
+    this.#before = before;
     this.description = inner.description;
   }
 
@@ -161,7 +164,7 @@ export class FaultyStorage implements Storage {
     actShort: () => Promise<T> = act,
   ): Promise<T> {
     this.#counts.set(operation, (this.#counts.get(operation) ?? 0) + 1);
-    await this.#delay();
+    await this.#before(operation, key);
     const fault = this.#armed;
     if (fault === undefined || !isHit(fault, operation, key)) return await act();
     fault.fired += 1;
