@@ -65,7 +65,10 @@ const change: fc.Arbitrary<Change> = fc.record({
     fc.constantFrom(SECTOR, 4 * KiB, CLUSTER - SECTOR, CLUSTER, CLUSTER + SECTOR, 2 * CLUSTER, LONGEST),
   ),
   at: fc.constantFrom("cluster", "anywhere", "anywhere", "end"),
-  byte: fc.integer({ min: 1, max: 255 }),
+  byte: fc.oneof(
+    { weight: 9, arbitrary: fc.integer({ min: 1, max: 255 }) },
+    { weight: 1, arbitrary: fc.constant(0) },
+  ),
 });
 
 const changes = fc.array(change, { maxLength: 10, size: "max" });
