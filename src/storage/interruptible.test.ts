@@ -27,7 +27,15 @@ describe("interruptible()", () => {
     await expect(storage.list("")[Symbol.asyncIterator]().next()).rejects.toBe(reason);
   });
 
-  it("leaves at once when told so", async () => {
+  it("does not count the time in which nothing is asked, nor that before an answer", async () => {
+    const storage = interruptible(new MemoryStorage(), { signal: AbortSignal.abort(reason), patience: 30 });
+    for (let round = 0; round < 3; round += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 40));
+      expect(await storage.put("b", Buffer.from("x"))).toBe(true);
+    }
+  });
+
+  it("leaves within a second when told to hurry", async () => {
     const [interruption, hurry] = [new AbortController(), new AbortController()];
     const options = { signal: interruption.signal, hurry: hurry.signal, patience: 3_600_000 };
     const getting = interruptible(silent(), options).get("a", GET);

@@ -1,22 +1,24 @@
 import type { HeadLastSink } from "../bytes/index.js";
 import type { ObjectEntry, ObjectReader, PutOptions, Storage } from "./storage.js";
 
-/** How long a storage may take to answer once the user wants to leave, in milliseconds. */
+/** How long a storage may keep silent once the user wants to leave, in milliseconds. */
 const PATIENCE = 5000;
+/** … once he insists. */
+const HURRIED_PATIENCE = 1000;
 
 export interface InterruptibleOptions {
   /** The user wants to leave. */
   readonly signal: AbortSignal;
-  /** … at once. */
+  /** … and insists: a second of silence is enough then. */
   readonly hurry?: AbortSignal | undefined;
-  /** Milliseconds that the storage has to answer from the abort on; default 5000. */
+  /** Milliseconds without any answer, from the abort on, after which the storage is left; default 5000. */
   readonly patience?: number | undefined;
 }
 
 /**
  * A storage that can be left although it does not answer: a network share whose server went away. Until the signal is
- * aborted it waits like the other. Then what is asked has a moment to end, since tidying up is asked of it, too; after
- * that it is given up, and nothing more is asked: everything rejects with the signal's reason. What an operation that
+ * aborted it waits like the other. Then it may go on as long as it gives some answer now and then, since tidying up is
+ * asked of it, too; when it keeps silent, it is given up, and nothing more is asked: everything rejects with the signal's reason. What an operation that
  * was given up still does shows later, if at all: as after the death of the process.
  */
 export function interruptible(storage: Storage, options: InterruptibleOptions): Storage {
@@ -28,19 +30,21 @@ class Departure {
   readonly #signal: AbortSignal;
   /** What is waited for, each to be given up by its function. */
   readonly #waiting = new Set<() => void>();
+  #patience: number;
   #timer: NodeJS.Timeout | undefined;
   #isOver = false;
 
   constructor({ signal, hurry, patience = PATIENCE }: InterruptibleOptions) {
     this.#signal = signal;
-    const prepare = (): void => {
-      this.#timer = setTimeout(() => this.#leave(), patience);
-      this.#keepAlive();
-      if (hurry?.aborted === true) this.#leave();
-      else hurry?.addEventListener("abort", () => this.#leave(), { once: true });
+    this.#patience = patience;
+    const restart = (): void => this.#restart();
+    const shorten = (): void => {
+      this.#patience = Math.min(this.#patience, HURRIED_PATIENCE);
+      this.#restart();
     };
-    if (signal.aborted) prepare();
-    else signal.addEventListener("abort", prepare, { once: true });
+    if (!signal.aborted) signal.addEventListener("abort", restart, { once: true });
+    if (hurry?.aborted === true) shorten();
+    else hurry?.addEventListener("abort", shorten, { once: true });
   }
 
   /** Waits for an operation as long as there is time. @param undo ends what comes too late */
@@ -54,10 +58,10 @@ class Departure {
       };
       const end = (): void => {
         this.#waiting.delete(giveUp);
-        this.#keepAlive();
+        this.#restart();
       };
       this.#waiting.add(giveUp);
-      this.#keepAlive();
+      if (this.#timer === undefined) this.#restart();
       act()
         .finally(end)
         .then((value) => {
@@ -67,17 +71,18 @@ class Departure {
     });
   }
 
-  #leave(): void {
-    this.#isOver = true;
+  /** Every answer is a sign of life. The time runs only while something is waited for. */
+  #restart(): void {
     clearTimeout(this.#timer);
-    for (const giveUp of this.#waiting) giveUp();
-    this.#waiting.clear();
+    this.#timer = undefined;
+    if (!this.#signal.aborted || this.#isOver || this.#waiting.size === 0) return;
+    this.#timer = setTimeout(() => this.#leave(), this.#patience);
   }
 
-  /** The time that is left keeps the process alive only while something is waited for. */
-  #keepAlive(): void {
-    if (this.#waiting.size > 0) this.#timer?.ref();
-    else this.#timer?.unref();
+  #leave(): void {
+    this.#isOver = true;
+    for (const giveUp of this.#waiting) giveUp();
+    this.#waiting.clear();
   }
 }
 
