@@ -37,11 +37,14 @@ export const NBD_FLAG_SEND_CACHE = 1 << 10;
 export const NBD_FLAG_SEND_FAST_ZERO = 1 << 11;
 
 // Option types
+export const NBD_OPT_EXPORT_NAME = 1;
 export const NBD_OPT_ABORT = 2;
 export const NBD_OPT_LIST = 3;
 export const NBD_OPT_STARTTLS = 5;
+export const NBD_OPT_INFO = 6;
 export const NBD_OPT_GO = 7;
 export const NBD_OPT_STRUCTURED_REPLY = 8;
+export const NBD_OPT_LIST_META_CONTEXT = 9;
 export const NBD_OPT_SET_META_CONTEXT = 10;
 export const NBD_OPT_EXTENDED_HEADERS = 11;
 
@@ -65,6 +68,8 @@ export const NBD_REP_ERR_EXT_HEADER_REQD = 0x8000000a;
 
 // Information types of NBD_OPT_INFO and NBD_OPT_GO
 export const NBD_INFO_EXPORT = 0;
+export const NBD_INFO_NAME = 1;
+export const NBD_INFO_DESCRIPTION = 2;
 export const NBD_INFO_BLOCK_SIZE = 3;
 
 // Request types
@@ -72,12 +77,15 @@ export const NBD_CMD_READ = 0;
 export const NBD_CMD_WRITE = 1;
 export const NBD_CMD_DISC = 2;
 export const NBD_CMD_FLUSH = 3;
+export const NBD_CMD_TRIM = 4;
+export const NBD_CMD_CACHE = 5;
 export const NBD_CMD_WRITE_ZEROES = 6;
 export const NBD_CMD_BLOCK_STATUS = 7;
 
 // Command flags
 export const NBD_CMD_FLAG_NO_HOLE = 1 << 1;
 export const NBD_CMD_FLAG_DF = 1 << 2;
+export const NBD_CMD_FLAG_REQ_ONE = 1 << 3;
 /** The length of a request is that of its payload; with extended headers, set on every write. */
 export const NBD_CMD_FLAG_PAYLOAD_LEN = 1 << 5;
 
@@ -90,8 +98,15 @@ export const NBD_REPLY_TYPE_BLOCK_STATUS = 5;
 export const NBD_REPLY_TYPE_BLOCK_STATUS_EXT = 6;
 /** "All error chunk types have bit 15 set" */
 export const NBD_REPLY_TYPE_FLAG_ERROR = 1 << 15;
+export const NBD_REPLY_TYPE_ERROR = NBD_REPLY_TYPE_FLAG_ERROR | 1;
 export const NBD_REPLY_TYPE_ERROR_OFFSET = NBD_REPLY_TYPE_FLAG_ERROR | 2;
 
+// Error values
+/** "Operation not permitted": a write to what is read-only. */
+export const NBD_EPERM = 1;
+export const NBD_EIO = 5;
+export const NBD_EINVAL = 22;
+export const NBD_ENOTSUP = 95;
 /** "EOVERFLOW (75), Value too large": a read with NBD_CMD_FLAG_DF that the server will not send in one piece. */
 export const NBD_EOVERFLOW = 75;
 

@@ -1,5 +1,5 @@
 /**
- * NBD: the client's side of the Network Block Device protocol, over sockets of `node:net`.
+ * NBD: the Network Block Device protocol, over sockets of `node:net`: a client, and a read-only server.
  *
  * - *socket*: a connection on which nothing was sent yet; its descriptor can be duplicated into another process.
  * - *negotiation*: the handshake; the socket becomes a client of one *export* (a disk that the server offers).
@@ -27,6 +27,8 @@ export {
   QEMU_ALLOCATION_DEPTH,
 } from "./meta-context.js";
 export type { NegotiateOptions } from "./negotiate-options.js";
+export { NbdServer, type NbdServerOptions } from "./server/server.js";
+export type { ServedContext, ServedExport } from "./server/served-export.js";
 export { openSocket, type NbdSocket, type OpenSocketOptions } from "./socket.js";
 export { tlsOptionsOf, type PskOptions, type TlsOptions, type X509Options } from "./tls-options.js";
 export { MAX_IN_FLIGHT } from "./transmission.js";
