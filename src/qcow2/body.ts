@@ -3,7 +3,7 @@ import { decodeL1Entry, encodeL1Entry } from "./entry.js";
 import { ImageWriteError } from "./errors.js";
 import { ENTRY_BYTES, l1EntriesFor, l2EntriesOf } from "./layout.js";
 import { RefcountBuilder } from "./refcounts.js";
-import { SegmentWriter, type Segment } from "./segments.js";
+import { SegmentWriter, type Segment, type WrittenBase } from "./segments.js";
 import { TableBuilder } from "./tables.js";
 
 /** zstd frames of whole clusters, consecutive in one buffer. */
@@ -39,6 +39,8 @@ export interface BodyOptions {
   readonly virtualSize: number;
   readonly clusterSize: number;
   readonly segmentBytes: number;
+  /** What the sink holds already. Frames of it are referred to with `keep`. */
+  readonly base?: WrittenBase | undefined;
 }
 
 /**
@@ -53,13 +55,16 @@ export class ImageBody {
   readonly #refcounts: RefcountBuilder;
   readonly #l1: Buffer;
   readonly #waiting: WaitingTable[] = [];
+  /** Frames are referred to that lie anywhere in the file: no refcount block is complete before all are known. */
+  readonly #hasBase: boolean;
   #l2Tables = 0;
 
   constructor(sink: HeadLastSink, options: BodyOptions) {
-    const { virtualSize, clusterSize, segmentBytes } = options;
+    const { virtualSize, clusterSize, segmentBytes, base } = options;
+    this.#hasBase = base !== undefined;
     this.#clusterSize = clusterSize;
     this.#segmentBytes = segmentBytes;
-    this.#segments = new SegmentWriter(sink, clusterSize);
+    this.#segments = new SegmentWriter(sink, clusterSize, base);
     this.#tables = new TableBuilder(clusterSize);
     this.#refcounts = new RefcountBuilder(clusterSize);
     this.#refcounts.count(0, clusterSize);
@@ -104,6 +109,12 @@ export class ImageBody {
     await this.#writeTablesWhenDue();
   }
 
+  /** Maps a cluster to a frame that the base holds. */
+  keep(cluster: number, at: number, length: number): void {
+    this.#tables.setCompressed(cluster, at, length);
+    this.#refcounts.count(at, length);
+  }
+
   /** Makes explicit zero clusters. */
   zero(cluster: number, count: number): void {
     this.#tables.setZero(cluster, count);
@@ -120,10 +131,10 @@ export class ImageBody {
     const l1Size = this.#l1.length / ENTRY_BYTES;
     this.#takeL2(l1Size);
     await this.#endData();
-    this.#takeRefcounts();
+    this.#takeRefcounts(true);
     while (this.#waiting.length > 0) {
       await this.#writeWaiting(this.#waiting.length);
-      this.#takeRefcounts();
+      this.#takeRefcounts(true);
     }
     const l1TableOffset = l1Size === 0 ? 0 : this.length;
     if (l1Size > 0) await this.#writeL1();
@@ -157,7 +168,9 @@ export class ImageBody {
     }
   }
 
-  #takeRefcounts(): void {
+  /** @param isLast nothing but tables will be written any more */
+  #takeRefcounts(isLast = false): void {
+    if (this.#hasBase && !isLast) return;
     for (const block of this.#refcounts.takeComplete(this.length)) {
       this.#waiting.push({ kind: "refcounts", ...block });
     }

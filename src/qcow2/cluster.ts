@@ -45,6 +45,22 @@ export function frameBound(clusterSize: number): number {
   return zstd.compressBound(clusterSize);
 }
 
+/**
+ * Bytes of the frame that `stored` begins with; an L2 entry knows them in sectors only.
+ *
+ * @throws {ClusterDamageError} when it begins with no whole frame that has a content checksum
+ */
+export function frameLength(stored: Uint8Array, origin: ClusterOrigin): number {
+  if (!isChecksummedFrame(stored)) {
+    throw new ClusterDamageError(origin.object, origin.at, "it is no zstd frame with a content checksum");
+  }
+  try {
+    return zstd.findFrameCompressedSize(stored);
+  } catch (error) {
+    throw new ClusterDamageError(origin.object, origin.at, messageOf(error), { cause: error });
+  }
+}
+
 /** Encodes clusters: each becomes one zstd frame with the content checksum on, incompressible ones too. */
 export class FrameEncoder {
   readonly #context = new zstd.CCtx();

@@ -23,8 +23,9 @@ export { ClusterDamageError, ImageDamageError, ImageWriteError, UnsupportedImage
 export type { ImageIdentity } from "./identity.js";
 export { DEFAULT_CLUSTER_SIZE, type Compression } from "./layout.js";
 export type { ChainMapping, CompressedMapping, EmptyMapping, Mapping, PlainMapping } from "./mapping.js";
+export { mergeImages, type Merge, type MergeSummary } from "./merge.js";
 export { ImageReader, type ImageReaderOptions } from "./reader.js";
 export { PlainImageWriter } from "./plain-writer.js";
-export { digestOfSegments, type Segment, type SegmentKind } from "./segments.js";
+export { digestOfSegments, type Segment, type SegmentKind, type WrittenBase } from "./segments.js";
 export { ImageWriter, type ImageSummary } from "./writer.js";
 export type { ImageWriterOptions } from "./writer-options.js";

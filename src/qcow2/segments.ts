@@ -16,6 +16,14 @@ export interface Segment {
   readonly kind: SegmentKind;
 }
 
+/** What a sink holds already: a copy of another image's bytes, from the end of its header cluster on. */
+export interface WrittenBase {
+  /** That image's segments without its header cluster. */
+  readonly segments: readonly Segment[];
+  /** Bytes of that image, its header cluster included. */
+  readonly length: number;
+}
+
 const ZEROES = Buffer.alloc(64 * 1024);
 
 /**
@@ -35,11 +43,15 @@ export class SegmentWriter {
   #start: number;
   #position: number;
 
-  /** @param headLength bytes that the sink keeps free for the head */
-  constructor(sink: HeadLastSink, headLength: number) {
+  /**
+   * @param headLength bytes that the sink keeps free for the head
+   * @param base what the sink holds already behind them
+   */
+  constructor(sink: HeadLastSink, headLength: number, base?: WrittenBase) {
     this.#sink = sink;
-    this.#start = headLength;
-    this.#position = headLength;
+    this.#start = base?.length ?? headLength;
+    this.#position = this.#start;
+    this.#segments.push(...(base?.segments ?? []));
   }
 
   /** Offset of the next byte. */

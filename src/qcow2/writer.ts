@@ -5,7 +5,7 @@ import { ImageWriteError } from "./errors.js";
 import { encodeHead } from "./image-head.js";
 import { clusterBitsOf, l2EntriesOf } from "./layout.js";
 import { REFCOUNT_ORDER } from "./refcounts.js";
-import { digestOfSegments, type Segment } from "./segments.js";
+import { digestOfSegments, type Segment, type WrittenBase } from "./segments.js";
 import { requireWritable, type ImageWriterOptions } from "./writer-options.js";
 
 /** What a finished image is. */
@@ -46,11 +46,11 @@ export class ImageWriter {
   #isOpen = true;
   #tail: Promise<unknown> = Promise.resolve();
 
-  private constructor(sink: HeadLastSink, options: ImageWriterOptions) {
+  private constructor(sink: HeadLastSink, options: ImageWriterOptions, base?: WrittenBase) {
     const { virtualSize, clusterSize, segmentBytes = 8 * MiB } = options;
     this.#options = options;
     this.#clusters = Math.ceil(virtualSize / clusterSize);
-    this.#body = new ImageBody(sink, { virtualSize, clusterSize, segmentBytes });
+    this.#body = new ImageBody(sink, { virtualSize, clusterSize, segmentBytes, base });
   }
 
   /**
@@ -61,6 +61,18 @@ export class ImageWriter {
    */
   static create(sink: HeadLastSink, options: ImageWriterOptions): ImageWriter {
     return new ImageWriter(sink, requireWritable(options));
+  }
+
+  /**
+   * Begins an image in a sink that holds a copy of another image's bytes already, behind the header cluster. Of
+   * its frames those live on that are referred to with `keep`; its tables are referred to by nothing. Memory holds
+   * two bytes for each of its host clusters.
+   *
+   * @param sink the next byte that is appended lands at `base.length`
+   * @throws {UsageError} for sizes or names that qcow2 or QEMU cannot have
+   */
+  static extend(sink: HeadLastSink, options: ImageWriterOptions, base: WrittenBase): ImageWriter {
+    return new ImageWriter(sink, requireWritable(options), base);
   }
 
   /**
@@ -81,20 +93,25 @@ export class ImageWriter {
   }
 
   /**
+   * Makes a cluster one that the sink held at the beginning: see `extend`.
+   *
+   * @param at where its frame lies in the file
+   * @param length bytes of it, or as many as its sectors have
+   * @throws {ImageWriteError} for a cluster beyond the disk, below the seal or written before
+   */
+  keep(cluster: number, at: number, length: number): void {
+    this.#enter(cluster, 1, () => this.#body.keep(cluster, at, length));
+    this.#dataClusters += 1;
+  }
+
+  /**
    * Makes `count` clusters from `cluster` on explicit zero clusters: they read as zeroes whatever the parent holds.
    *
    * @throws {ImageWriteError} for clusters beyond the disk, below the seal or written before
    */
   zero(cluster: number, count: number): void {
-    this.#requireOpen();
-    try {
-      this.#requireClusters(cluster, count, this.#sealed);
-      this.#body.zero(cluster, count);
-      this.#zeroClusters += count;
-    } catch (error) {
-      void this.#enqueue(() => Promise.reject(error as Error)).catch(() => undefined);
-      throw error;
-    }
+    this.#enter(cluster, count, () => this.#body.zero(cluster, count));
+    this.#zeroClusters += count;
   }
 
   /**
@@ -133,6 +150,18 @@ export class ImageWriter {
     this.#isOpen = false;
     await this.#tail.catch(() => undefined); // whoever called what failed has been told
     await this.#body.abort();
+  }
+
+  /** Makes table entries, at once; a failure fails every later step, too. */
+  #enter(cluster: number, count: number, make: () => void): void {
+    this.#requireOpen();
+    try {
+      this.#requireClusters(cluster, count, this.#sealed);
+      make();
+    } catch (error) {
+      void this.#enqueue(() => Promise.reject(error as Error)).catch(() => undefined);
+      throw error;
+    }
   }
 
   /** Runs `step` after all steps before it; after a failure every later step fails the same way. */

@@ -1,0 +1,156 @@
+import { MiB, type IoOptions } from "../bytes/index.js";
+import type { ImageChain } from "./chain.js";
+import { FrameEncoder, frameBound, frameLength } from "./cluster.js";
+import { l2EntriesOf } from "./layout.js";
+import { MergeWalk, type MergedRun } from "./merge-walk.js";
+import type { ImageReader } from "./reader.js";
+import type { ImageWriter } from "./writer.js";
+
+/** Images to be merged, and where to. */
+export interface Merge extends IoOptions {
+  /** The whole chain: those that are merged, and those that stay below them. */
+  readonly chain: ImageChain;
+  /** How many of its images are merged, from the top. */
+  readonly count: number;
+  /** Index of the one whose bytes the writer began with, if it did with any: its frames stay where they are. */
+  readonly base?: number | undefined;
+  readonly writer: ImageWriter;
+  /** zstd level for the few clusters that are written anew. */
+  readonly level: number;
+}
+
+/** What a merge moved. */
+export interface MergeSummary {
+  /** Bytes of frames that were read from one image and written to the other. */
+  readonly copiedBytes: number;
+  /** Bytes of the base's frames that are in use still, at most a sector too many for each. */
+  readonly keptBytes: number;
+}
+
+/** Frames that are read before any is written. */
+const BATCH_BYTES = 8 * MiB;
+/** Bytes between two frames that are rather read than left out. */
+const GAP = 64 * 1024;
+
+type Frame = Extract<MergedRun, { kind: "frame" }>;
+
+/**
+ * Writes what some images of a chain say together into one image: see MergeWalk. Frames are copied as they are stored,
+ * by ranges of what an L2 table maps, each range in the order in which they lie in their file.
+ *
+ * The writer is not finished: the caller does that.
+ *
+ * @throws {DamageError} when a table or a frame is damaged
+ */
+export async function mergeImages(merge: Merge): Promise<MergeSummary> {
+  return await new Merger(merge).run();
+}
+
+class Merger {
+  readonly #merge: Merge;
+  readonly #images: readonly ImageReader[];
+  readonly #clusterSize: number;
+  #encoder: FrameEncoder | undefined;
+  #waiting: Frame[] = [];
+  #waitingBytes = 0;
+  #copied = 0;
+  #kept = 0;
+
+  constructor(merge: Merge) {
+    this.#merge = merge;
+    this.#images = merge.chain.images.slice(0, merge.count);
+    this.#clusterSize = this.#images[0]?.clusterSize ?? 0;
+  }
+
+  async run(): Promise<MergeSummary> {
+    const { chain, count, writer, signal } = this.#merge;
+    const walk = new MergeWalk(this.#images, chain.images[count]?.virtualSize, { signal });
+    const clusters = Math.ceil(chain.virtualSize / this.#clusterSize);
+    const step = l2EntriesOf(this.#clusterSize);
+    for (let first = 0; first < clusters; first += step) {
+      const end = Math.min(first + step, clusters);
+      for await (const run of walk.runs(first, end)) await this.#take(run);
+      await this.#flush();
+      await writer.seal(end);
+    }
+    return { copiedBytes: this.#copied, keptBytes: this.#kept };
+  }
+
+  async #take(run: MergedRun): Promise<void> {
+    const { writer, base } = this.#merge;
+    switch (run.kind) {
+      case "unallocated":
+        return;
+      case "zero":
+        writer.zero(run.cluster, run.count);
+        return;
+      case "cut":
+        await this.#writeCut(run.cluster, run.length);
+        return;
+      case "frame":
+        if (run.image === base) {
+          writer.keep(run.cluster, run.at, run.storedLength);
+          this.#kept += run.storedLength;
+          return;
+        }
+        this.#waiting.push(run);
+        this.#waitingBytes += run.storedLength;
+        if (this.#waitingBytes >= BATCH_BYTES) await this.#flush();
+    }
+  }
+
+  async #writeCut(cluster: number, length: number): Promise<void> {
+    const { chain, level, writer, signal } = this.#merge;
+    const offset = cluster * this.#clusterSize;
+    const content = Buffer.alloc(this.#clusterSize);
+    (await chain.read(offset, Math.min(length, chain.virtualSize - offset), { signal })).copy(content);
+    this.#encoder ??= new FrameEncoder(level);
+    const payload = Buffer.alloc(frameBound(this.#clusterSize));
+    const stored = this.#encoder.encode(content, payload, 0);
+    await writer.append({ payload: payload.subarray(0, stored), frames: [{ cluster, length: stored }] });
+  }
+
+  async #flush(): Promise<void> {
+    const frames = this.#waiting.sort((a, b) => a.image - b.image || a.at - b.at);
+    this.#waiting = [];
+    this.#waitingBytes = 0;
+    for (const group of neighbours(frames)) await this.#copy(group);
+  }
+
+  /** Copies frames of one image that lie close together. */
+  async #copy(group: readonly Frame[]): Promise<void> {
+    const [first] = group;
+    const reader = first === undefined ? undefined : this.#images[first.image];
+    if (first === undefined || reader === undefined) return;
+    const end = Math.max(...group.map(({ at, storedLength }) => at + storedLength));
+    const bytes = await reader.source.read(first.at, end - first.at, { signal: this.#merge.signal });
+    const parts: Buffer[] = [];
+    const frames: { cluster: number; length: number }[] = [];
+    for (const { cluster, at, storedLength } of group) {
+      const stored = bytes.subarray(at - first.at, at - first.at + storedLength);
+      const length = frameLength(stored, { object: reader.name, at });
+      parts.push(stored.subarray(0, length));
+      frames.push({ cluster, length });
+      this.#copied += length;
+    }
+    await this.#merge.writer.append({ payload: Buffer.concat(parts), frames });
+  }
+}
+
+/** Frames, sorted by where they lie, in groups that are read at once. */
+function* neighbours(frames: readonly Frame[]): Generator<Frame[]> {
+  let group: Frame[] = [];
+  let start = 0;
+  let end = 0;
+  for (const frame of frames) {
+    const isClose = group[0]?.image === frame.image && frame.at <= end + GAP;
+    if (group.length > 0 && (!isClose || frame.at + frame.storedLength - start > BATCH_BYTES)) {
+      yield group;
+      group = [];
+    }
+    if (group.length === 0) start = end = frame.at;
+    group.push(frame);
+    end = Math.max(end, frame.at + frame.storedLength);
+  }
+  if (group.length > 0) yield group;
+}
