@@ -42,6 +42,11 @@ export class LocalReader implements ObjectReader {
     }
   }
 
+  /** Runs `work` with the object's file, open. For what a path would not do: it may be another file's by now. */
+  async use<T>(work: (handle: FileHandle) => Promise<T>): Promise<T> {
+    return await this.#files.use(this.#file, work);
+  }
+
   async close(): Promise<void> {
     this.#closed = true;
     await this.#files.close(this.#file);

@@ -1,6 +1,7 @@
 /* eslint-disable @typescript-eslint/require-await -- the face is asynchronous, memory is not */
 import type { HeadLastSink, IoOptions } from "../bytes/index.js";
 import { ObjectNotFoundError, ObjectTooLargeError, StorageError } from "./failure.js";
+import { requireBase } from "./base.js";
 import { requireKey, requirePrefix } from "./key.js";
 import type { CreateOptions, ObjectEntry, ObjectReader, PutOptions, Storage } from "./storage.js";
 
@@ -17,7 +18,10 @@ export class MemoryStorage implements Storage {
   async create(key: string, options: CreateOptions): Promise<HeadLastSink> {
     options.signal?.throwIfAborted();
     requireKey(key);
-    return new MemoryWriter(key, options, (bytes) => {
+    const { base, headLength } = options;
+    const begun =
+      base === undefined ? undefined : await base.object.read(0, requireBase(key, base, headLength));
+    return new MemoryWriter(key, options, begun?.subarray(headLength), (bytes) => {
       this.#store(key, bytes);
     });
   }
@@ -111,9 +115,15 @@ class MemoryWriter implements HeadLastSink {
   readonly #headLength: number;
   readonly #signal: AbortSignal | undefined;
   readonly #store: (bytes: Buffer) => void;
-  #parts: Buffer[] | undefined = [];
+  #parts: Buffer[] | undefined;
 
-  constructor(key: string, options: CreateOptions, store: (bytes: Buffer) => void) {
+  constructor(
+    key: string,
+    options: CreateOptions,
+    begun: Buffer | undefined,
+    store: (bytes: Buffer) => void,
+  ) {
+    this.#parts = begun === undefined ? [] : [begun];
     this.#key = key;
     this.#headLength = options.headLength;
     this.#signal = options.signal;

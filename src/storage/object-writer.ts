@@ -1,14 +1,17 @@
 import { constants } from "node:fs";
 import { link, open, rename, stat, unlink, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import type { HeadLastSink, IoOptions } from "../bytes/index.js";
+import type { HeadLastSink } from "../bytes/index.js";
+import { copyBytes, requireBase, shareBlocks } from "./base.js";
 import { pruneEmpty, syncDirectory } from "./directory.js";
 import { failure, StorageError, systemCode } from "./failure.js";
 import { newLeftoverName } from "./key.js";
+import type { CreateOptions } from "./storage.js";
 
 /** Disks' contents are nobody else's business: the owner, and the group where the umask lets it read. */
 const FILE_MODE = 0o640;
-const WRITE = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
+const REWRITE = constants.O_WRONLY | constants.O_NOFOLLOW;
+const WRITE = REWRITE | constants.O_CREAT | constants.O_EXCL;
 
 /**
  * Writes one object of a directory: into a file beside the target, under a name that listings hide, which takes
@@ -30,14 +33,14 @@ export class ObjectWriter implements HeadLastSink {
     target: string,
     path: string,
     handle: FileHandle,
-    options: IoOptions & { readonly headLength: number },
+    options: CreateOptions,
   ) {
     this.#root = root;
     this.#target = target;
     this.#path = path;
     this.#handle = handle;
     this.#headLength = options.headLength;
-    this.#position = options.headLength;
+    this.#position = options.base?.length ?? options.headLength;
     this.#signal = options.signal;
   }
 
@@ -46,13 +49,24 @@ export class ObjectWriter implements HeadLastSink {
    * @param target path of the object; its directory exists
    * @throws the system's error
    */
-  static async open(
-    root: string,
-    target: string,
-    options: IoOptions & { readonly headLength: number },
-  ): Promise<ObjectWriter> {
+  static async open(root: string, target: string, options: CreateOptions): Promise<ObjectWriter> {
     const path = join(dirname(target), newLeftoverName());
-    return new ObjectWriter(root, target, path, await open(path, WRITE, FILE_MODE), options);
+    const { base, headLength } = options;
+    if (base === undefined) {
+      return new ObjectWriter(root, target, path, await open(path, WRITE, FILE_MODE), options);
+    }
+    requireBase(target, base, headLength);
+    const isShared = await shareBlocks(base.object, path, FILE_MODE);
+    const handle = await open(path, isShared ? REWRITE : WRITE, FILE_MODE);
+    const writer = new ObjectWriter(root, target, path, handle, options);
+    try {
+      if (isShared) await handle.truncate(base.length);
+      else await copyBytes(base.object, base.length, handle, options);
+      return writer;
+    } catch (error) {
+      await writer.abort();
+      throw error;
+    }
   }
 
   async append(bytes: Uint8Array): Promise<void> {

@@ -18,6 +18,12 @@ export interface ObjectEntry {
 export interface CreateOptions extends IoOptions {
   /** Bytes at the object's beginning that come last, in `commit`. */
   readonly headLength: number;
+  /**
+   * What the object begins with: a copy of the first `length` bytes of another one, no fewer than `headLength`. Where the
+   * storage can, they are not moved through this process, or not at all: a file system that shares blocks
+   * between files, a bucket that copies by itself. The first `append` lands behind them.
+   */
+  readonly base?: { readonly object: ObjectReader; readonly length: number } | undefined;
 }
 
 export interface PutOptions extends IoOptions {

@@ -14,6 +14,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import type { HeadLastSink } from "../../src/bytes/index.js";
 import {
   isKey,
   LocalStorage,
@@ -158,6 +159,54 @@ describe.each(SUBJECTS)("%s", (_name, make) => {
     await expect(storage.open("b", { signal })).rejects.toBe(reason);
     await expect(storage.delete("b", { signal })).rejects.toBe(reason);
     expect(await keysOf(storage)).toEqual([]);
+  });
+
+  it.each([
+    ["all of it", 9_000_000],
+    ["a part of it", 5_000_001],
+    ["nothing but room for the head", 4096],
+  ])("create() with a base begins with a copy of it: %s", async (_what, length) => {
+    const base = randomBytes(9_000_000);
+    await storage.put("web/base", base);
+    const object = await storage.open("web/base");
+    const sink = await storage.create("web/new", { headLength: 4096, base: { object, length } });
+    const [head, tail] = [randomBytes(4096), randomBytes(70_000)];
+    await sink.append(tail);
+    await object.close();
+    await sink.commit(head);
+    const found = await other.get("web/new", { maxLength: 1 << 24 });
+    expect(found.equals(Buffer.concat([head, base.subarray(4096, length), tail]))).toBe(true);
+    expect((await other.get("web/base", { maxLength: 1 << 24 })).equals(base)).toBe(true);
+  });
+
+  it("create() takes the object that was opened as its base, or fails, when another has its name", async () => {
+    await storage.put("base", Buffer.alloc(100_000, 1));
+    const object = await storage.open("base");
+    await other.put("base", Buffer.alloc(100_000, 2));
+    const sink = await storage
+      .create("new", { headLength: 4, base: { object, length: 100_000 } })
+      .catch((error: unknown) => error);
+    if (sink instanceof Error) expect(sink).toBeInstanceOf(ObjectReplacedError);
+    else {
+      await (sink as HeadLastSink).commit(Buffer.alloc(4, 1));
+      expect((await other.get("new", MAX)).equals(Buffer.alloc(100_000, 1))).toBe(true);
+    }
+    await object.close();
+  });
+
+  it("create() with a base leaves nothing behind when it is aborted or refused", async () => {
+    await storage.put("base", Buffer.alloc(1000, 1));
+    const object = await storage.open("base");
+    for (const length of [1001, 3, -1, Number.NaN]) {
+      await expect(storage.create("new", { headLength: 4, base: { object, length } })).rejects.toThrow(
+        RangeError,
+      );
+    }
+    const sink = await storage.create("new", { headLength: 4, base: { object, length: 1000 } });
+    await sink.abort();
+    await object.close();
+    expect(await keysOf(other)).toEqual(["base"]);
+    expect(await storage.discardLeftovers("")).toBe(0);
   });
 
   it("put() with ifAbsent has one winner in 100 rounds of 16", async () => {
