@@ -1,0 +1,114 @@
+import type { PointNode } from "../repository/index.js";
+
+/** What planning needs to know of a point; a PointManifest is one. */
+export interface PlannedPoint extends PointNode {
+  readonly disks: readonly {
+    readonly name: string;
+    readonly token: string;
+    readonly parent: string | null;
+  }[];
+}
+
+/** An image that is to be written anew, so that it needs some of the images below it no more. */
+export interface ImageMerge {
+  /** The point whose image it is. */
+  readonly point: string;
+  readonly disk: string;
+  readonly token: string;
+  /** Points whose images become one: `point` first, each one's parent next. */
+  readonly stack: readonly string[];
+  /** The point that the image is an increment of afterwards; null: it is full. */
+  readonly parent: string | null;
+}
+
+/** How points are removed without a loss for those that are kept. */
+export interface RemovalPlan {
+  /** Images of kept points that need images of removed ones. */
+  readonly merges: readonly ImageMerge[];
+  /** Kept points whose parent is removed, and the nearest kept one before it. */
+  readonly reparented: ReadonlyMap<string, string | null>;
+  /** In the order in which they can go, once all merges are done: no one goes before those that need it. */
+  readonly removed: readonly string[];
+}
+
+/**
+ * Plans the removal of points: all data that a kept point needs moves into its own images, at once, however many
+ * points of its chain are removed. Where a chain branches, each branch gets it.
+ *
+ * @param points all of the machine's, in any order
+ * @param removed ids
+ */
+export function planRemoval(points: readonly PlannedPoint[], removed: ReadonlySet<string>): RemovalPlan {
+  const byId = new Map(points.map((point) => [point.id, point]));
+  const merges: ImageMerge[] = [];
+  const reparented = new Map<string, string | null>();
+  for (const point of points) {
+    if (removed.has(point.id)) continue;
+    if (point.parent !== null && removed.has(point.parent)) {
+      reparented.set(
+        point.id,
+        nearestKept(point.parent, (id) => byId.get(id)?.parent ?? null, removed),
+      );
+    }
+    for (const { name, token, parent } of point.disks) {
+      if (parent === null || !removed.has(parent)) continue;
+      merges.push(mergeOf(point.id, name, token, byId, (id) => removed.has(id)));
+    }
+  }
+  const gone = points.filter(({ id }) => removed.has(id)).map(({ id }) => id);
+  return { merges, reparented, removed: gone.sort().reverse() };
+}
+
+/** Plans to make a point's images full: each is merged with all that is below it. Those that are full stay. */
+export function planFlatten(points: readonly PlannedPoint[], id: string): readonly ImageMerge[] {
+  const byId = new Map(points.map((point) => [point.id, point]));
+  const disks = byId.get(id)?.disks ?? [];
+  return disks
+    .filter(({ parent }) => parent !== null)
+    .map(({ name, token }) => mergeOf(id, name, token, byId, () => true));
+}
+
+/** The points that would be lost with `id`: those that were made after it, or whose images need one of its. It is not among them. */
+export function descendantsOf(points: readonly PlannedPoint[], id: string): ReadonlySet<string> {
+  const found = new Set([id]);
+  // A child is younger than its parents: one pass from old to new sees these first.
+  for (const point of [...points].sort((a, b) => (a.id < b.id ? -1 : 1))) {
+    const parents = [point.parent, ...point.disks.map((disk) => disk.parent)];
+    if (parents.some((parent) => parent !== null && found.has(parent))) found.add(point.id);
+  }
+  found.delete(id);
+  return found;
+}
+
+/** Follows a disk's images down as long as they are to be merged. */
+function mergeOf(
+  point: string,
+  disk: string,
+  token: string,
+  byId: ReadonlyMap<string, PlannedPoint>,
+  isMerged: (id: string) => boolean,
+): ImageMerge {
+  const parentOf = (id: string): string | null =>
+    byId.get(id)?.disks.find((candidate) => candidate.token === token)?.parent ?? null;
+  const stack = [point];
+  let parent = parentOf(point);
+  while (parent !== null && isMerged(parent) && !stack.includes(parent)) {
+    stack.push(parent);
+    parent = parentOf(parent);
+  }
+  return { point, disk, token, stack, parent };
+}
+
+function nearestKept(
+  start: string,
+  parentOf: (id: string) => string | null,
+  removed: ReadonlySet<string>,
+): string | null {
+  const seen = new Set<string>();
+  let id: string | null = start;
+  while (id !== null && removed.has(id) && !seen.has(id)) {
+    seen.add(id);
+    id = parentOf(id);
+  }
+  return id;
+}
