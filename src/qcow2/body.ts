@@ -152,9 +152,14 @@ export class ImageBody {
     };
   }
 
-  /** Writes the header cluster and commits. @returns all segments */
-  async commit(head: Buffer): Promise<readonly Segment[]> {
-    return await this.#segments.commit(head);
+  /** All segments, with the one that the header cluster will be. */
+  segmentsWith(head: Buffer): readonly Segment[] {
+    return this.#segments.with(head);
+  }
+
+  /** Writes the header cluster and commits. */
+  async commit(head: Buffer): Promise<void> {
+    await this.#segments.commit(head);
   }
 
   /** Drops everything. Never throws. */

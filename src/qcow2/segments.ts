@@ -88,12 +88,15 @@ export class SegmentWriter {
     this.#start = this.#position;
   }
 
-  /** Writes the head and commits the sink. @returns all segments, the head last */
-  async commit(head: Uint8Array): Promise<readonly Segment[]> {
+  /** All segments, and last the one that the head will be. */
+  with(head: Uint8Array): readonly Segment[] {
     const sha256 = createHash("sha256").update(head).digest("hex");
-    this.#segments.push({ offset: 0, length: head.length, sha256, kind: "header" });
+    return [...this.#segments, { offset: 0, length: head.length, sha256, kind: "header" }];
+  }
+
+  /** Writes the head and commits the sink. */
+  async commit(head: Uint8Array): Promise<void> {
     await this.#sink.commit(head);
-    return this.#segments;
   }
 
   /** Drops everything. Never throws. */

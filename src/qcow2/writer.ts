@@ -130,19 +130,29 @@ export class ImageWriter {
   /**
    * Writes the rest of the tables, L1, refcounts and, last, the header cluster, and commits the sink.
    *
+   * @param options.beforeCommit told what the image will be, when all but the header cluster is written; when it fails, so
+   *   does this, and nothing is committed
    * @throws {ImageWriteError} when what is to be written does not decode to what was meant; nothing is committed then
    */
-  async finish(): Promise<ImageSummary> {
+  async finish(
+    options: { readonly beforeCommit?: (summary: ImageSummary) => Promise<void> } = {},
+  ): Promise<ImageSummary> {
     this.#requireOpen();
     this.#isOpen = false;
-    const segments = await this.#enqueue(() => this.#finish());
-    return {
-      length: this.#body.length,
-      segments,
-      sha256: digestOfSegments(segments),
-      dataClusters: this.#dataClusters,
-      zeroClusters: this.#zeroClusters,
-    };
+    return await this.#enqueue(async () => {
+      const head = await this.#finish();
+      const segments = this.#body.segmentsWith(head);
+      const summary = {
+        length: this.#body.length,
+        segments,
+        sha256: digestOfSegments(segments),
+        dataClusters: this.#dataClusters,
+        zeroClusters: this.#zeroClusters,
+      };
+      await options.beforeCommit?.(summary);
+      await this.#body.commit(head);
+      return summary;
+    });
   }
 
   /** Drops the image, once what is under way has settled. Never throws; harmless after `finish`. */
@@ -172,11 +182,12 @@ export class ImageWriter {
     return run;
   }
 
-  async #finish(): Promise<readonly Segment[]> {
+  /** Writes all that lies behind the header cluster. @returns that */
+  async #finish(): Promise<Buffer> {
     const { virtualSize, clusterSize, backing, identity } = this.#options;
     const { point, parent, machine, disk, token } = identity;
     const places = await this.#body.finish();
-    const head = encodeHead({
+    return encodeHead({
       header: {
         ...places,
         clusterBits: clusterBitsOf(clusterSize),
@@ -188,7 +199,6 @@ export class ImageWriter {
       backingFormat: backing?.format,
       identity: { point, parent, machine, disk, token },
     });
-    return await this.#body.commit(head);
   }
 
   #requireFrames({ payload, frames }: FrameBatch, sealed: number): void {

@@ -7,6 +7,7 @@ import { FencedError } from "./errors.js";
 import { manifestKey } from "./layout.js";
 import type { PointManifest } from "./manifest.js";
 import { encodeManifest } from "./manifest-codec.js";
+import { settle } from "./pending.js";
 import { resolveChain, resolveTop } from "./point-chain.js";
 import { openHashes } from "./point-hashes.js";
 import { PointImage } from "./point-image.js";
@@ -89,15 +90,19 @@ async function chainState(storage: Storage, manifest: PointManifest, options: Io
   return JSON.stringify(chains);
 }
 
-/** Reads each manifest once: the disks of a machine mostly share their chain's points. */
+/** Reads each manifest once, as it holds now: the disks of a machine mostly share their chain's points. */
 export function findOnce(
   storage: Storage,
   machine: string,
   options: IoOptions,
 ): (id: string) => Promise<PointManifest | undefined> {
   const found = new Map<string, Promise<PointManifest | undefined>>();
+  const readSettled = async (id: string): Promise<PointManifest | undefined> => {
+    const manifest = await readManifest(storage, machine, id, options);
+    return manifest === undefined ? undefined : await settle(storage, manifest, options);
+  };
   return (id) => {
-    const reading = found.get(id) ?? readManifest(storage, machine, id, options);
+    const reading = found.get(id) ?? readSettled(id);
     found.set(id, reading);
     return reading;
   };

@@ -55,6 +55,15 @@ export class LockUnreadableError extends BusyError {
   }
 }
 
+/** A point cannot be removed: images of others need its. */
+export class PointNeededError extends TidemarkError {
+  /** @param needing ids of the points whose images need its, or that cannot be read */
+  constructor(machine: string, id: string, needing: readonly string[]) {
+    const others = needing.join(", ");
+    super("TM_POINT_NEEDED", `Cannot remove point ${id} of machine "${machine}": ${others} may need it`);
+  }
+}
+
 /** This run's lock, or what its work is based on, was taken from it meanwhile: it must not commit. */
 export class FencedError extends BusyError {
   constructor(message: string, details?: ErrorDetails) {

@@ -7,13 +7,16 @@
  * - *lock*: held by the one run that changes a machine's points; *fence*: what keeps a run that lost it from committing.
  */
 export type { Survey, UnreadablePoint } from "./catalogue.js";
+export type { ChangeOptions } from "./change.js";
 export type { CommitOptions } from "./commit.js";
+export type { Comparison } from "./comparison.js";
 export {
   ChainDamageError,
   FencedError,
   LockedError,
   ManifestDamageError,
   NewerFormatError,
+  PointNeededError,
   PointImageDamageError,
 } from "./errors.js";
 export type { Collection } from "./garbage.js";
@@ -27,6 +30,7 @@ export {
   type Consistency,
   type DiskManifest,
   type MachineState,
+  type PendingImage,
   type PointManifest,
 } from "./manifest.js";
 export { PointChain } from "./point-chain.js";
@@ -34,7 +38,7 @@ export { PointHashes } from "./point-hashes.js";
 export { PointImage } from "./point-image.js";
 export { requirePointText, type PointText } from "./point-text.js";
 export { REPOSITORY_FORMAT, type RepositoryFile } from "./repository-file.js";
-export { initRepository, openRepository, Repository, type Comparison, type NewImage } from "./repository.js";
+export { initRepository, openRepository, Repository, type NewImage } from "./repository.js";
 export { parsePointReference, selectPoint, type PointReference, type SelectablePoint } from "./selector.js";
 export {
   childrenOf,

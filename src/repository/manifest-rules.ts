@@ -6,7 +6,9 @@ import type { DiskManifest, PointManifest } from "./manifest.js";
 /** What contradicts itself in a manifest whose fields are each valid; undefined when nothing does. */
 export function manifestProblem(point: PointManifest): string | undefined {
   for (const disk of point.disks) {
-    const problem = diskProblem(disk);
+    const pending = point.pending?.[disk.name];
+    const problem =
+      diskProblem(disk) ?? (pending === undefined ? undefined : diskProblem({ ...disk, ...pending }));
     if (problem !== undefined) return `disk "${disk.name}": ${problem}`;
   }
   return pointProblem(point);
@@ -29,10 +31,16 @@ function pointProblem(point: PointManifest): string | undefined {
     const twice = firstDuplicate(point.disks.map((disk) => disk[key]));
     if (twice !== undefined) return `two disks have the ${key} ${JSON.stringify(twice)}`;
   }
-  const twice = firstDuplicate(point.disks.flatMap(({ hashes }) => hashes?.file ?? []));
+  const stranger = Object.keys(point.pending ?? {}).find(
+    (name) => !point.disks.some((disk) => disk.name === name),
+  );
+  if (stranger !== undefined) return `an image of disk "${stranger}" is pending, which it does not hold`;
+  const all = [...point.disks, ...Object.values(point.pending ?? {})];
+  const twice = firstDuplicate(all.flatMap(({ hashes }) => hashes?.file ?? []));
   if (twice !== undefined) return `two disks have the hashes ${JSON.stringify(twice)}`;
   for (const disk of point.disks) {
-    if (disk.parent !== null && disk.parent >= point.id)
+    const parents = [disk.parent, point.pending?.[disk.name]?.parent ?? null];
+    if (parents.some((parent) => parent !== null && parent >= point.id))
       return `the parent of disk "${disk.name}" is not older than the point`;
     if (disk.bitmap === null) continue;
     const bitmap = parseBitmapName(disk.bitmap);

@@ -37,6 +37,37 @@ const segment = z
   })
   .readonly();
 
+/** What a manifest says about an image, all of which changes when the image is written anew. */
+const imageFields = {
+  kind: z.enum(["full", "incremental"]),
+  /** Why the image is full, or why an incremental one was compared; null where a bitmap said what changed. */
+  reason: text(4096).nullable(),
+  /** The point that this disk's image is an increment of; null for a full one. */
+  parent: pointId.nullable(),
+  /** Length of the image in bytes. */
+  bytes: count,
+  /** SHA-256 of the segments' digests, one after the other. */
+  sha256,
+  /** In the order of writing: consecutive from the end of the header cluster, the header cluster last. */
+  segments: z.array(segment).max(MAX_SEGMENTS).readonly(),
+  /** Hashes of the clusters that the image stores; null, or absent, where there are none. */
+  hashes: z
+    .looseObject({
+      /** File name in the point's folder. */
+      file: z.string().refine(isHashesFile, "is no allowed file name of hashes"),
+      bytes: count,
+      /** SHA-256 of its header. */
+      sha256,
+    })
+    .readonly()
+    .nullable()
+    .optional(),
+  dataClusters: count,
+  zeroClusters: count,
+  /** Bytes of the image that nothing refers to any more. */
+  garbageBytes: count,
+};
+
 const disk = z
   .looseObject({
     name,
@@ -49,37 +80,11 @@ const disk = z
       .min(512)
       .max(2048 * KiB)
       .refine((size) => Number.isInteger(Math.log2(size)), "is no power of two"),
-    kind: z.enum(["full", "incremental"]),
-    /** Why the image is full, or why an incremental one was compared; null where a bitmap said what changed. */
-    reason: text(4096).nullable(),
-    /** The point that this disk's image is an increment of; null for a full one. */
-    parent: pointId.nullable(),
     /** File name of the image in the point's folder. */
     image: z.string().refine(isImageFile, "is no allowed file name of an image"),
-    /** Length of the image in bytes. */
-    bytes: count,
-    /** SHA-256 of the segments' digests, one after the other. */
-    sha256,
-    /** In the order of writing: consecutive from the end of the header cluster, the header cluster last. */
-    segments: z.array(segment).max(MAX_SEGMENTS).readonly(),
-    /** Hashes of the clusters that the image stores; null, or absent, where there are none. */
-    hashes: z
-      .looseObject({
-        /** File name in the point's folder. */
-        file: z.string().refine(isHashesFile, "is no allowed file name of hashes"),
-        bytes: count,
-        /** SHA-256 of its header. */
-        sha256,
-      })
-      .readonly()
-      .nullable()
-      .optional(),
-    dataClusters: count,
-    zeroClusters: count,
+    ...imageFields,
     /** Bytes that the bitmap showed as written since the parent; null where no bitmap was read. */
     dirtyBytes: count.nullable(),
-    /** Bytes of the image that nothing refers to any more. */
-    garbageBytes: count,
     /** Name of the checkpoint's bitmap in QEMU; null where none was made. */
     bitmap: z.string().max(1023).nullable(),
   })
@@ -108,6 +113,11 @@ export const pointManifest = z
     /** What was found out about the machine, for whoever rebuilds it; free. */
     configuration: z.record(z.string(), z.unknown()).readonly(),
     disks: z.array(disk).min(1).max(MAX_DISKS).readonly(),
+    /**
+     * Images that are being written anew, by the names of their disks: what is said here holds once the new image has
+     * taken the place of the old one, which may have happened already or not. They read alike.
+     */
+    pending: z.record(name, z.looseObject(imageFields).readonly()).readonly().optional(),
   })
   .readonly();
 
@@ -125,5 +135,7 @@ type NamedKeys<T> = keyof { [Key in keyof T as string extends Key ? never : Key]
 export type PointManifest = Known<z.output<typeof pointManifest>>;
 /** One disk of a restore point. */
 export type DiskManifest = PointManifest["disks"][number];
+/** An image of a restore point that is being written anew, as it will be. */
+export type PendingImage = NonNullable<PointManifest["pending"]>[string];
 export type MachineState = (typeof MACHINE_STATES)[number];
 export type Consistency = (typeof CONSISTENCIES)[number];

@@ -29,14 +29,15 @@ export class PointImage {
   readonly point: PointManifest;
   readonly disk: DiskManifest;
   readonly reader: ImageReader;
-  readonly #object: ObjectReader;
+  /** The image's file, opened. */
+  readonly object: ObjectReader;
 
   private constructor(key: string, facts: ImageFacts, reader: ImageReader, object: ObjectReader) {
     this.key = key;
     this.point = facts.point;
     this.disk = facts.disk;
     this.reader = reader;
-    this.#object = object;
+    this.object = object;
   }
 
   /** @throws {PointImageDamageError} when the image is missing or is not what the manifest says */
@@ -69,7 +70,7 @@ export class PointImage {
 
   /** Never throws. */
   async close(): Promise<void> {
-    await this.#object.close();
+    await this.object.close();
   }
 }
 

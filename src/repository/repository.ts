@@ -1,10 +1,10 @@
 import { MiB, roundUp, type IoOptions } from "../bytes/index.js";
-import { DamageError, NotFoundError } from "../errors/index.js";
 import { HASHES_HEADER_BYTES, HashWriter } from "../hashes/index.js";
 import { ImageWriter } from "../qcow2/index.js";
 import type { Storage } from "../storage/index.js";
 import { listMachines, readManifest, surveyMachine, type Survey } from "./catalogue.js";
-import { commitPoint, findOnce, type CommitOptions } from "./commit.js";
+import { changePoint, finishRewrites, removePoint, type ChangeOptions } from "./change.js";
+import { commitPoint, type CommitOptions } from "./commit.js";
 import { collectGarbage, discardPoint, type Collection } from "./garbage.js";
 import {
   backingName,
@@ -18,10 +18,13 @@ import {
 import type { LockTimes } from "./lock-contest.js";
 import { MachineLock } from "./lock.js";
 import type { PointManifest } from "./manifest.js";
-import { PointChain, resolveChain } from "./point-chain.js";
+import { openComparison, type Comparison } from "./comparison.js";
+import { openChain } from "./open-chain.js";
+import { settle } from "./pending.js";
+import type { PointChain } from "./point-chain.js";
 import { hashKeyOf, PointHashes } from "./point-hashes.js";
+import type { PointImage } from "./point-image.js";
 import { createRepositoryFile, readRepositoryFile, type RepositoryFile } from "./repository-file.js";
-import { dependentsOf } from "./tree.js";
 
 /** What an image that is to be written belongs to. */
 export interface NewImage {
@@ -30,6 +33,8 @@ export interface NewImage {
   readonly point: string;
   /** Name of the disk. */
   readonly disk: string;
+  /** File name in the point's folder; default `imageFileOf(disk)`. */
+  readonly file?: string | undefined;
   readonly token: string;
   /** Bytes of the disk. */
   readonly virtualSize: number;
@@ -37,12 +42,6 @@ export interface NewImage {
   readonly clusterSize: number;
   /** The image that it is an increment of: its point, and its file as that point's manifest has it. */
   readonly parent?: { readonly point: string; readonly image: string } | undefined;
-}
-
-/** A disk at a point, opened to be compared with. */
-export interface Comparison {
-  readonly chain: PointChain;
-  readonly hashes: PointHashes;
 }
 
 /** Segments of an image as it may become, about: a bucket takes an object in 10,000 parts at most. */
@@ -119,27 +118,34 @@ export class Repository {
   }
 
   /**
-   * Begins an image of a point that is not committed yet. Its file is `imageFileOf(disk)`.
+   * Begins an image. Where there is one already, it stays until the new one is finished, which then takes its place.
    *
    * @param options an abort of `signal` ends the writer, too
+   * @param options.base an image whose bytes the new one begins with: see `ImageWriter.extend`
    * @throws {UsageError} for names and sizes that cannot be
    */
-  async createImage(image: NewImage, options: IoOptions = {}): Promise<ImageWriter> {
+  async createImage(
+    image: NewImage,
+    options: IoOptions & { readonly base?: PointImage | undefined } = {},
+  ): Promise<ImageWriter> {
     const { machine, point, disk, token, virtualSize, clusterSize, parent } = image;
-    const key = imageKey(machine, point, imageFileOf(disk));
+    const { base, signal } = options;
+    const key = imageKey(machine, point, image.file ?? imageFileOf(disk));
     const backing =
       parent === undefined
         ? undefined
         : ({ file: backingName(parent.point, parent.image), format: "qcow2" } as const);
-    const sink = await this.storage.create(key, { headLength: clusterSize, ...options });
+    const copied = base === undefined ? undefined : { object: base.object, length: base.disk.bytes };
+    const sink = await this.storage.create(key, { headLength: clusterSize, base: copied, signal });
+    const imageOptions = {
+      ...{ virtualSize, clusterSize, backing },
+      identity: { point, parent: parent?.point ?? null, machine, disk, token },
+      segmentBytes: segmentBytesOf(virtualSize),
+    };
     try {
-      return ImageWriter.create(sink, {
-        virtualSize,
-        clusterSize,
-        backing,
-        identity: { point, parent: parent?.point ?? null, machine, disk, token },
-        segmentBytes: segmentBytesOf(virtualSize),
-      });
+      if (base === undefined) return ImageWriter.create(sink, imageOptions);
+      const segments = base.disk.segments.filter(({ kind }) => kind !== "header");
+      return ImageWriter.extend(sink, imageOptions, { segments, length: base.disk.bytes });
     } catch (error) {
       await sink.abort();
       throw error;
@@ -147,14 +153,19 @@ export class Repository {
   }
 
   /**
-   * Begins the hashes of such an image. Their file is `hashesFileOf(disk)`.
+   * Begins the hashes of such an image.
    *
    * @param key of the chain: `hashKey` of the parent, or a new one
+   * @param options.file default `hashesFileOf(disk)`
    */
-  async createHashes(image: NewImage, key: Buffer, options: IoOptions = {}): Promise<HashWriter> {
+  async createHashes(
+    image: NewImage,
+    key: Buffer,
+    { file, signal }: IoOptions & { readonly file?: string } = {},
+  ): Promise<HashWriter> {
     const { machine, point, disk, virtualSize, clusterSize } = image;
-    const file = hashesKey(machine, point, hashesFileOf(disk));
-    const sink = await this.storage.create(file, { headLength: HASHES_HEADER_BYTES, ...options });
+    const name = hashesKey(machine, point, file ?? hashesFileOf(disk));
+    const sink = await this.storage.create(name, { headLength: HASHES_HEADER_BYTES, signal });
     return HashWriter.create(sink, { virtualSize, clusterSize, key });
   }
 
@@ -175,20 +186,12 @@ export class Repository {
     disk: string,
     options: IoOptions = {},
   ): Promise<Comparison | string> {
-    let chain: PointChain;
-    try {
-      chain = await this.openChain(machine, point, disk, options);
-    } catch (error) {
-      if (error instanceof DamageError) return `parent damaged: ${error.message}`;
-      throw error;
-    }
-    let hashes: PointHashes | string | undefined;
-    try {
-      hashes = await PointHashes.open(this.storage, chain, options);
-      return typeof hashes === "string" ? hashes : { chain, hashes };
-    } finally {
-      if (!(hashes instanceof PointHashes)) await chain.close();
-    }
+    return await openComparison(this.storage, { machine, point, disk }, options);
+  }
+
+  /** The hashes of a chain, or why they are not all there: "point X has no hashes". */
+  async openHashes(chain: PointChain, options: IoOptions = {}): Promise<PointHashes | string> {
+    return await PointHashes.open(this.storage, chain, options);
   }
 
   /**
@@ -204,31 +207,37 @@ export class Repository {
     disk: string,
     options: IoOptions = {},
   ): Promise<PointChain> {
-    const find = findOnce(this.storage, machine, options);
-    const top = await find(point);
-    if (top === undefined)
-      throw new NotFoundError("TM_POINT_NOT_FOUND", `Cannot find point ${point} of machine "${machine}"`);
-    const found = top.disks.find((candidate) => candidate.name === disk);
-    if (found === undefined) {
-      const names = top.disks.map((candidate) => `"${candidate.name}"`).join(", ");
-      throw new NotFoundError(
-        "TM_DISK_NOT_FOUND",
-        `Cannot find disk "${disk}" in point ${point} of machine "${machine}"`,
-        {
-          hint: `It holds ${names}`,
-        },
-      );
-    }
-    const chain = await resolveChain(top, found, find);
-    const known = chain.map((facts) => facts.point.id).reverse();
-    const affected = (id: string, token: string): Promise<readonly string[]> =>
-      this.#affected(machine, id, token, known);
-    return await PointChain.open(this.storage, chain, affected, options);
+    return await openChain(this.storage, { machine, point, disk }, options);
   }
 
   /** Commits a point whose images are finished: see `commitPoint`. */
   async commitPoint(manifest: PointManifest, options: CommitOptions): Promise<void> {
     await commitPoint(this.storage, manifest, options);
+  }
+
+  /** Changes a committed point's manifest: see `changePoint`. */
+  async changePoint(
+    machine: string,
+    id: string,
+    change: (manifest: PointManifest) => PointManifest,
+    options: ChangeOptions,
+  ): Promise<PointManifest> {
+    return await changePoint(this.storage, machine, id, change, options);
+  }
+
+  /** Removes a committed point that no other one needs: see `removePoint`. */
+  async removePoint(machine: string, id: string, options: ChangeOptions): Promise<void> {
+    await removePoint(this.storage, machine, id, options);
+  }
+
+  /** Completes what runs that died while they wrote images anew have left: see `finishRewrites`. */
+  async finishRewrites(machine: string, options: ChangeOptions): Promise<void> {
+    await finishRewrites(this.storage, machine, options);
+  }
+
+  /** A manifest as it holds now: see `settle`. */
+  async settle(point: PointManifest, options: IoOptions = {}): Promise<PointManifest> {
+    return await settle(this.storage, point, options);
   }
 
   /** Removes the files of a point that was not committed. @throws {TidemarkError} TM_POINT_COMMITTED when it was */
@@ -247,24 +256,6 @@ export class Repository {
     options: IoOptions & { readonly times?: LockTimes } = {},
   ): Promise<MachineLock> {
     return await MachineLock.acquire(this.storage, lockKey(requireMachineName(machine)), options);
-  }
-
-  /** The points that need an image; at least those `known` to, where manifests cannot be read. */
-  async #affected(
-    machine: string,
-    id: string,
-    token: string,
-    known: readonly string[],
-  ): Promise<readonly string[]> {
-    const above = known.slice(Math.max(known.indexOf(id), 0));
-    try {
-      const { points } = await this.survey(machine);
-      const ids = dependentsOf(points, id, token).map((point) => point.id);
-      return [...new Set([...above, ...ids])].sort();
-    } catch {
-      // The damage is the news: that the list of its victims cannot be completed must not hide it.
-      return above;
-    }
   }
 }
 
