@@ -5,5 +5,5 @@ export { DeadlineError, withDeadline } from "./deadline.js";
 export { deferred, type Deferred } from "./deferred.js";
 export { pause } from "./pause.js";
 export { RateLimit } from "./rate-limit.js";
-export { step, type StepName } from "./step.js";
+export { step, type BackupStep, type StepName } from "./step.js";
 export { unlessAborted } from "./unless-aborted.js";

@@ -1,5 +1,5 @@
 /** The named places in the sequence of a backup, in the order in which one comes by them. */
-export type StepName =
+export type BackupStep =
   | "machine locked"
   | "machine opened"
   | "repository locked"
@@ -38,6 +38,12 @@ export type StepName =
   | "machine unlocked"
   | "guard dismissed"
   | "repository unlocked";
+
+/** Those of rewriting a chain. */
+export type RewriteStep =
+  "rewrite announced" | "image rewritten" | "rewrite finished" | "points rewritten" | "point removed";
+
+export type StepName = BackupStep | RewriteStep;
 
 /**
  * A named place in a sequence. It does nothing: tests put a module in place of this one that kills the process there,

@@ -66,6 +66,18 @@ export class HashChain {
     return window;
   }
 
+  /** What one image of the chain holds, whatever those above and below it hold. @param image its index, 0 being the top */
+  async imageWindow(
+    image: number,
+    first: number,
+    count: number,
+    options: WindowOptions = {},
+  ): Promise<HashWindow> {
+    const reader = this.#readers[image];
+    if (reader === undefined) throw new RangeError(`the chain has no image ${image}`);
+    return await new HashChain(this.key, [reader]).window(first, count, options);
+  }
+
   /** Fills in what one block says; `part`: its states in the window. */
   async #fill(window: HashWindow, number: number, part: Uint8Array, options: WindowOptions): Promise<void> {
     /** Bytes of the disk that the images above let through. */

@@ -6,7 +6,7 @@
  * - block: the hashes of a range of clusters, with what the image holds of each: data, zero, or nothing.
  * - window: what a chain of images holds of a range of clusters, each resolved down the chain.
  */
-export { HashChain, type HashWindow } from "./chain.js";
+export { CLUSTER_DATA, HashChain, type HashWindow } from "./chain.js";
 export { ClusterHasher, newHashKey } from "./cluster-hash.js";
 export { HashDamageError } from "./errors.js";
 export { ExpectedClusters } from "./expected.js";

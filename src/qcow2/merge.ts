@@ -6,6 +6,17 @@ import { MergeWalk, type MergedRun } from "./merge-walk.js";
 import type { ImageReader } from "./reader.js";
 import type { ImageWriter } from "./writer.js";
 
+/** Told what becomes of each cluster, in no order within what one L2 table maps. */
+export interface MergeObserver {
+  /** A cluster as one of the images has it. @param image its index in the chain */
+  frame(cluster: number, image: number): void;
+  zero(cluster: number, count: number): void;
+  /** A cluster that no image has as it is. */
+  made(cluster: number, content: Buffer): void;
+  /** Nothing below `cluster` will come any more. */
+  sealed(cluster: number): Promise<void>;
+}
+
 /** Images to be merged, and where to. */
 export interface Merge extends IoOptions {
   /** The whole chain: those that are merged, and those that stay below them. */
@@ -17,6 +28,23 @@ export interface Merge extends IoOptions {
   readonly writer: ImageWriter;
   /** zstd level for the few clusters that are written anew. */
   readonly level: number;
+  readonly observer?: MergeObserver | undefined;
+}
+
+/** What a merge would take from each of its images: bytes of frames, at most a sector too many for each. */
+export async function measureMerge(
+  chain: ImageChain,
+  count: number,
+  options: IoOptions = {},
+): Promise<number[]> {
+  const images = chain.images.slice(0, count);
+  const bytes = images.map(() => 0);
+  const walk = new MergeWalk(images, chain.images[count]?.virtualSize, options);
+  const clusters = Math.ceil(chain.virtualSize / (images[0]?.clusterSize ?? 1));
+  for await (const run of walk.runs(0, clusters)) {
+    if (run.kind === "frame") bytes[run.image] = (bytes[run.image] ?? 0) + run.storedLength;
+  }
+  return bytes;
 }
 
 /** What a merge moved. */
@@ -72,22 +100,25 @@ class Merger {
       for await (const run of walk.runs(first, end)) await this.#take(run);
       await this.#flush();
       await writer.seal(end);
+      await this.#merge.observer?.sealed(end);
     }
     return { copiedBytes: this.#copied, keptBytes: this.#kept };
   }
 
   async #take(run: MergedRun): Promise<void> {
-    const { writer, base } = this.#merge;
+    const { writer, base, observer } = this.#merge;
     switch (run.kind) {
       case "unallocated":
         return;
       case "zero":
         writer.zero(run.cluster, run.count);
+        observer?.zero(run.cluster, run.count);
         return;
       case "cut":
         await this.#writeCut(run.cluster, run.length);
         return;
       case "frame":
+        observer?.frame(run.cluster, run.image);
         if (run.image === base) {
           writer.keep(run.cluster, run.at, run.storedLength);
           this.#kept += run.storedLength;
@@ -104,6 +135,7 @@ class Merger {
     const offset = cluster * this.#clusterSize;
     const content = Buffer.alloc(this.#clusterSize);
     (await chain.read(offset, Math.min(length, chain.virtualSize - offset), { signal })).copy(content);
+    this.#merge.observer?.made(cluster, content);
     this.#encoder ??= new FrameEncoder(level);
     const payload = Buffer.alloc(frameBound(this.#clusterSize));
     const stored = this.#encoder.encode(content, payload, 0);

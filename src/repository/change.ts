@@ -4,7 +4,7 @@ import type { Storage } from "../storage/index.js";
 import { readManifestBytes, surveyMachine } from "./catalogue.js";
 import { FencedError, PointNeededError } from "./errors.js";
 import { discardPoint } from "./garbage.js";
-import { hashesKey, isHashesKey, manifestKey, pointPrefix } from "./layout.js";
+import { isHashesKey, machinePrefix, manifestKey, pointPrefix } from "./layout.js";
 import { decodeManifest, encodeManifest } from "./manifest-codec.js";
 import type { PointManifest } from "./manifest.js";
 import { settle } from "./pending.js";
@@ -27,7 +27,7 @@ export async function changePoint(
   storage: Storage,
   machine: string,
   id: string,
-  change: (manifest: PointManifest) => PointManifest,
+  change: (manifest: PointManifest) => PointManifest | Promise<PointManifest>,
   options: ChangeOptions,
 ): Promise<PointManifest> {
   const before = await readManifestBytes(storage, machine, id, options);
@@ -37,7 +37,7 @@ export async function changePoint(
       `Cannot change point ${id} of machine "${machine}": it is not there`,
     );
   }
-  const changed = change(decodeManifest(before, { machine, point: id }));
+  const changed = await change(decodeManifest(before, { machine, point: id }));
   const bytes = encodeManifest(changed);
   if (bytes.equals(before)) return changed;
   await options.fence();
@@ -60,28 +60,51 @@ export async function finishRewrites(
   options: ChangeOptions,
 ): Promise<void> {
   const { points } = await surveyMachine(storage, machine, options);
+  const settled = new Map<string, PointManifest>();
   for (const point of points) {
-    if (point.pending === undefined) continue;
-    const settled = await settle(storage, point, options);
-    await changePoint(storage, machine, point.id, () => settled, options);
-    await removeStrayHashes(storage, settled, options);
+    const { id, pending } = point;
+    settled.set(id, pending === undefined ? point : await settlePoint(storage, machine, id, options));
   }
+  await removeStrayHashes(storage, machinePrefix(machine), (id) => settled.get(id), options);
 }
 
-/** Removes the hashes in a point's folder that its manifest does not name: those of images that were written anew. */
-export async function removeStrayHashes(
+/** Completes the rewriting of one point's images, as far as it has come. @returns its manifest, which has nothing pending */
+export async function finishRewrite(
   storage: Storage,
-  { id, machine, disks, pending = {} }: PointManifest,
+  machine: string,
+  id: string,
+  options: ChangeOptions,
+): Promise<PointManifest> {
+  const finished = await settlePoint(storage, machine, id, options);
+  await removeStrayHashes(storage, pointPrefix(machine, id), () => finished, options);
+  return finished;
+}
+
+async function settlePoint(
+  storage: Storage,
+  machine: string,
+  id: string,
+  options: ChangeOptions,
+): Promise<PointManifest> {
+  return await changePoint(storage, machine, id, (point) => settle(storage, point, options), options);
+}
+
+/**
+ * Removes hashes that the manifest of their point does not name: those of images that were written anew.
+ *
+ * @param find the manifest of a point, settled; undefined: that point's files are left alone
+ */
+async function removeStrayHashes(
+  storage: Storage,
+  prefix: string,
+  find: (id: string) => PointManifest | undefined,
   options: ChangeOptions,
 ): Promise<void> {
-  const named = new Set(
-    [...disks, ...Object.values(pending)].flatMap(({ hashes }) =>
-      hashes == null ? [] : [hashesKey(machine.name, id, hashes.file)],
-    ),
-  );
   const stray: string[] = [];
-  for await (const { key } of storage.list(pointPrefix(machine.name, id), options)) {
-    if (isHashesKey(key) && !named.has(key)) stray.push(key);
+  for await (const { key } of storage.list(prefix, options)) {
+    const [, id = "", file = ""] = key.split("/");
+    const point = isHashesKey(key) ? find(id) : undefined;
+    if (point !== undefined && !point.disks.some(({ hashes }) => hashes?.file === file)) stray.push(key);
   }
   if (stray.length > 0) await options.fence();
   for (const key of stray) await storage.delete(key, options);

@@ -126,7 +126,7 @@ type Known<T> = T extends readonly (infer Item)[]
   ? readonly Known<Item>[]
   : T extends object
     ? [NamedKeys<T>] extends [never]
-      ? T
+      ? { readonly [Key in keyof T]: Known<T[Key]> }
       : { readonly [Key in keyof T as string extends Key ? never : Key]: Known<T[Key]> }
     : T;
 type NamedKeys<T> = keyof { [Key in keyof T as string extends Key ? never : Key]: true };

@@ -110,6 +110,16 @@ export class PointHashes {
     return await this.#chain.window(first, count, options);
   }
 
+  /** What one image holds of clusters: see HashChain.imageWindow. */
+  async imageWindow(
+    image: number,
+    first: number,
+    count: number,
+    options: IoOptions = {},
+  ): Promise<HashWindow> {
+    return await this.#chain.imageWindow(image, first, count, options);
+  }
+
   /** Never throws. */
   async close(): Promise<void> {
     await Promise.all(this.#objects.map((object) => object.close()));

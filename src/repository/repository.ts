@@ -3,7 +3,7 @@ import { HASHES_HEADER_BYTES, HashWriter } from "../hashes/index.js";
 import { ImageWriter } from "../qcow2/index.js";
 import type { Storage } from "../storage/index.js";
 import { listMachines, readManifest, surveyMachine, type Survey } from "./catalogue.js";
-import { changePoint, finishRewrites, removePoint, type ChangeOptions } from "./change.js";
+import { changePoint, finishRewrite, finishRewrites, removePoint, type ChangeOptions } from "./change.js";
 import { commitPoint, type CommitOptions } from "./commit.js";
 import { collectGarbage, discardPoint, type Collection } from "./garbage.js";
 import {
@@ -20,7 +20,6 @@ import { MachineLock } from "./lock.js";
 import type { PointManifest } from "./manifest.js";
 import { openComparison, type Comparison } from "./comparison.js";
 import { openChain } from "./open-chain.js";
-import { settle } from "./pending.js";
 import type { PointChain } from "./point-chain.js";
 import { hashKeyOf, PointHashes } from "./point-hashes.js";
 import type { PointImage } from "./point-image.js";
@@ -219,7 +218,7 @@ export class Repository {
   async changePoint(
     machine: string,
     id: string,
-    change: (manifest: PointManifest) => PointManifest,
+    change: (manifest: PointManifest) => PointManifest | Promise<PointManifest>,
     options: ChangeOptions,
   ): Promise<PointManifest> {
     return await changePoint(this.storage, machine, id, change, options);
@@ -235,9 +234,9 @@ export class Repository {
     await finishRewrites(this.storage, machine, options);
   }
 
-  /** A manifest as it holds now: see `settle`. */
-  async settle(point: PointManifest, options: IoOptions = {}): Promise<PointManifest> {
-    return await settle(this.storage, point, options);
+  /** Completes the rewriting of one point's images: see `finishRewrite`. */
+  async finishRewrite(machine: string, id: string, options: ChangeOptions): Promise<PointManifest> {
+    return await finishRewrite(this.storage, machine, id, options);
   }
 
   /** Removes the files of a point that was not committed. @throws {TidemarkError} TM_POINT_COMMITTED when it was */

@@ -1,12 +1,12 @@
 import { randomInt } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { StepName } from "../../src/flow/index.js";
+import type { BackupStep } from "../../src/flow/index.js";
 import { atStep } from "../support/steps.js";
 import { GuardedRig, isLong } from "./guard-fixture.js";
 
 /** Every step of a backup, and how often it comes by there at least. */
-const STEPS: Readonly<Record<Exclude<StepName, "guard takes over">, number>> = {
+const STEPS: Readonly<Record<Exclude<BackupStep, "guard takes over">, number>> = {
   "machine locked": 1,
   "machine opened": 1,
   "repository locked": 1,
@@ -52,7 +52,7 @@ const PLACES = (Object.keys(STEPS) as (keyof typeof STEPS)[]).flatMap((name) =>
 );
 
 /** A guard that is not there yet cannot take the state file away. */
-const BEFORE_GUARD: readonly StepName[] = [
+const BEFORE_GUARD: readonly BackupStep[] = [
   ...(["machine locked", "machine opened", "repository locked"] as const),
   ...(["cleaned", "planned", "guard spawned"] as const),
 ];

@@ -1,0 +1,16 @@
+/**
+ * Rewriting a chain: points are removed and images made full, and every point that is kept reads as before.
+ *
+ * - merge: an image and some below it become one, which reads like the topmost of them.
+ * - stack: the images that are merged, the topmost first.
+ */
+export {
+  descendantsOf,
+  planFlatten,
+  planRemoval,
+  type ImageMerge,
+  type PlannedPoint,
+  type RemovalPlan,
+} from "./plan.js";
+export type { RewriteContext, RewrittenImage } from "./rewrite-image.js";
+export { removePoints, rewriteImages } from "./run.js";
