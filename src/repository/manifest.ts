@@ -113,6 +113,8 @@ export const pointManifest = z
     /** What was found out about the machine, for whoever rebuilds it; free. */
     configuration: z.record(z.string(), z.unknown()).readonly(),
     disks: z.array(disk).min(1).max(MAX_DISKS).readonly(),
+    /** The point was forgotten: it can no longer be named, and stays only for the images of others that need its own. */
+    tombstone: z.boolean().optional(),
     /**
      * Images that are being written anew, by the names of their disks: what is said here holds once the new image has
      * taken the place of the old one, which may have happened already or not. They read alike.

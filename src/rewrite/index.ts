@@ -14,3 +14,7 @@ export {
 } from "./plan.js";
 export type { RewriteContext, RewrittenImage } from "./rewrite-image.js";
 export { removePoints, rewriteImages } from "./run.js";
+export { DELETE_SCOPES, deletePoint, type DeleteOptions, type DeleteScope } from "./delete.js";
+export { flattenPoint, type FlattenOptions } from "./flatten.js";
+export { prunePoints, type PruneOptions } from "./prune.js";
+export type { ChainChanges, ChangeChainOptions } from "./session.js";

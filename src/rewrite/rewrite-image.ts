@@ -62,6 +62,21 @@ export async function rewriteImage(
   }
 }
 
+/** What writing an image anew would move; nothing is changed. */
+export async function estimateRewrite(merge: ImageMerge, context: RewriteContext): Promise<RewrittenImage> {
+  const { repository, machine, signal } = context;
+  const chain = await repository.openChain(machine, merge.point, merge.disk, { signal });
+  try {
+    const live = await measureMerge(chain.chain, merge.stack.length, { signal });
+    const copied = live.reduce((sum, bytes) => sum + bytes, 0) - (live[chooseBase(chain, live) ?? -1] ?? 0);
+    return { id: merge.point, disk: merge.disk, copiedBytes: copied, writtenBytes: copied };
+  } catch (error) {
+    throw await chain.explain(error);
+  } finally {
+    await chain.close();
+  }
+}
+
 async function replaceImage(
   chain: PointChain,
   merge: ImageMerge,
@@ -70,7 +85,7 @@ async function replaceImage(
 ): Promise<RewrittenImage> {
   const { repository, machine, fence, level, signal } = context;
   const count = merge.stack.length;
-  const base = await chooseBase(chain, count, context);
+  const base = chooseBase(chain, await measureMerge(chain.chain, count, { signal }));
   const baseImage = base === undefined ? undefined : chain.images[base];
   const image = newImageOf(chain, merge, machine);
   const hashes = await beginHashes(image, chain, context);
@@ -135,14 +150,10 @@ function requireStack(chain: PointChain, { stack, parent }: ImageMerge): void {
 /**
  * The image whose bytes the new one begins with: the one that gives most. None, when too much of it would be garbage.
  *
+ * @param live bytes that each would give
  * @returns its index
  */
-async function chooseBase(
-  chain: PointChain,
-  count: number,
-  { signal }: IoOptions,
-): Promise<number | undefined> {
-  const live = await measureMerge(chain.chain, count, { signal });
+function chooseBase(chain: PointChain, live: readonly number[]): number | undefined {
   const most = Math.max(...live);
   const base = live.indexOf(most);
   const held = (chain.images[base]?.disk.bytes ?? 0) - most;

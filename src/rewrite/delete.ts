@@ -1,0 +1,71 @@
+import { NotFoundError, UsageError } from "../errors/index.js";
+import type { PointManifest } from "../repository/index.js";
+import { descendantsOf, planRemoval } from "./plan.js";
+import type { RewriteContext } from "./rewrite-image.js";
+import { removePoints } from "./run.js";
+import { estimate, includesCurrent, onChain, type ChainChanges, type ChangeChainOptions } from "./session.js";
+
+/** What goes with a point. */
+export const DELETE_SCOPES = ["point", "children", "children-only", "metadata-only"] as const;
+export type DeleteScope = (typeof DELETE_SCOPES)[number];
+
+export interface DeleteOptions extends ChangeChainOptions {
+  /** Id. */
+  readonly point: string;
+  /**
+   * `point` (default): it alone, its data moves into its children. `children`: its subtree. `children-only`: the subtree
+   * without the point. `metadata-only`: it is forgotten, its images stay where they are, for those that need them.
+   */
+  readonly scope?: DeleteScope | undefined;
+  /** Also if the current point goes. */
+  readonly force?: boolean | undefined;
+}
+
+/**
+ * Forgets a point in time, and never a change that was made since: what other points need of it moves there first.
+ *
+ * @throws {NotFoundError} when there is no such point
+ * @throws {UsageError} when the current point would go, unless that is wanted
+ */
+export async function deletePoint(options: DeleteOptions): Promise<ChainChanges> {
+  const { point: id, scope = "point", dryRun = false } = options;
+  return await onChain(options, async (points, context) => {
+    if (!points.some((point) => point.id === id)) {
+      throw new NotFoundError(
+        "TM_POINT_NOT_FOUND",
+        `Cannot find point ${id} of machine "${options.machine}"`,
+      );
+    }
+    const ids = chosen(points, id, scope);
+    if (options.force !== true && includesCurrent(points, ids)) throw wouldLoseCurrent(options.machine);
+    const changes = { dryRun, removed: [...ids].sort(), rewritten: [], kept: [] };
+    if (scope === "metadata-only") {
+      if (!dryRun) await forget(id, context);
+      return changes;
+    }
+    const plan = planRemoval(points, ids);
+    const reason = `full since ${ids.size === 1 ? `point ${id} was` : "the points before it were"} deleted`;
+    return {
+      ...changes,
+      rewritten: dryRun ? await estimate(plan.merges, context) : await removePoints(plan, reason, context),
+    };
+  });
+}
+
+function chosen(points: readonly PointManifest[], id: string, scope: DeleteScope): ReadonlySet<string> {
+  if (scope === "point" || scope === "metadata-only") return new Set([id]);
+  const below = descendantsOf(points, id);
+  return scope === "children" ? new Set([id, ...below]) : below;
+}
+
+async function forget(id: string, context: RewriteContext): Promise<void> {
+  const { repository, machine } = context;
+  await repository.changePoint(machine, id, (point) => ({ ...point, tombstone: true }), context);
+}
+
+function wouldLoseCurrent(machine: string): UsageError {
+  return new UsageError(
+    `Cannot delete the current point of machine "${machine}": the next backup could not continue it, and would be full, or read and compare everything`,
+    { hint: "Give --force to delete it all the same" },
+  );
+}

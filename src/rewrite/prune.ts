@@ -1,0 +1,36 @@
+import { planRetention, type RetentionPolicy } from "../retention/index.js";
+import { planRemoval } from "./plan.js";
+import { removePoints } from "./run.js";
+import { estimate, onChain, type ChainChanges, type ChangeChainOptions } from "./session.js";
+
+export interface PruneOptions extends ChangeChainOptions {
+  readonly policy: RetentionPolicy;
+  /** What ages are counted from. */
+  readonly now: Date;
+  /** IANA name of the calendar's time zone. */
+  readonly timeZone: string;
+}
+
+/**
+ * Thins a machine's points out by retention rules. All that goes is planned at once, so that each image that has to be
+ * written anew is written once.
+ *
+ * @throws {UsageError} for a policy without rules
+ */
+export async function prunePoints(options: PruneOptions): Promise<ChainChanges> {
+  const { policy, now, timeZone, dryRun = false } = options;
+  return await onChain(options, async (points, context) => {
+    const standing = points.filter(({ tombstone }) => tombstone !== true);
+    const verdicts = planRetention(standing, policy, { now, timeZone });
+    const kept = verdicts.filter(({ reasons }) => reasons.length > 0);
+    // What was forgotten before, and is held only by those that need its images, goes as well.
+    const ids = new Set(points.map(({ id }) => id));
+    for (const { id } of kept) ids.delete(id);
+    const plan = planRemoval(points, ids);
+    const reason = "full since the points before it were pruned";
+    const rewritten = dryRun
+      ? await estimate(plan.merges, context)
+      : await removePoints(plan, reason, context);
+    return { dryRun, removed: [...ids].sort(), rewritten, kept };
+  });
+}
