@@ -25,6 +25,21 @@ export function integerArgument(least: number, most: number): (text: string) => 
   };
 }
 
+const MILLISECONDS: Readonly<Record<string, number>> = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+
+/** `90s`, `15m`, `6h`, `7d`: milliseconds. */
+export function durationArgument(text: string): number {
+  const [, amount, unit = ""] = /^(\d+)([smhd])$/.exec(text) ?? [];
+  const duration = Number(amount) * (MILLISECONDS[unit] ?? Number.NaN);
+  if (Number.isSafeInteger(duration)) return duration;
+  throw new InvalidArgumentError("A duration is written 90s, 15m, 6h or 7d.");
+}
+
+/** A text that may be given several times. */
+export function repeatedArgument(text: string, previous: readonly string[] = []): string[] {
+  return [...previous, text];
+}
+
 /** `OFFSET:LENGTH`, both sizes. */
 export function rangeArgument(text: string): Extent {
   const [offset, length, more] = text.split(":").map(parseSize);

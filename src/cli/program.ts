@@ -16,6 +16,19 @@ const COMMANDS: readonly { name: string; summary: string; load: () => Promise<Co
   { name: "show", summary: "one point: disks, sizes, why full", load: () => import("./commands/show.js") },
   { name: "restore", summary: "write a point's disks to files", load: () => import("./commands/restore.js") },
   {
+    name: "serve",
+    summary: "a point's disks over NBD, read-only",
+    load: () => import("./commands/serve.js"),
+  },
+  { name: "edit", summary: "name or describe a point", load: () => import("./commands/edit.js") },
+  {
+    name: "delete",
+    summary: "forget a point, and keep all others restorable",
+    load: () => import("./commands/delete.js"),
+  },
+  { name: "flatten", summary: "make a point's images full", load: () => import("./commands/flatten.js") },
+  { name: "prune", summary: "thin out by retention rules", load: () => import("./commands/prune.js") },
+  {
     name: "status",
     summary: "what QEMU carries, what the next backup does",
     load: () => import("./commands/status.js"),

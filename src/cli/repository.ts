@@ -5,6 +5,7 @@ import {
   openRepository,
   parsePointReference,
   selectPoint,
+  standingPoints,
   type PointManifest,
   type Repository,
 } from "../repository/index.js";
@@ -55,6 +56,14 @@ export function directoryOf(where: string): string {
   );
 }
 
+/** A reference that names a point: what changes one must not guess which. @throws {UsageError} for a machine alone */
+export function requirePoint(reference: string): string {
+  if (parsePointReference(reference).selector !== undefined) return reference;
+  throw new UsageError(`"${reference}" names a machine, not one of its points`, {
+    hint: `Write ${reference}@latest, or ${reference}@ and the id or name of a point`,
+  });
+}
+
 /**
  * Finds the point that `MACHINE[@POINT]` and `--at` mean.
  *
@@ -69,7 +78,7 @@ export async function pointAt(
   const { machine, selector } = parsePointReference(reference);
   const { points, unreadable } = await repository.survey(machine, { signal: context.signal });
   try {
-    const point = selectPoint(points, selector, { at: options.at, machine });
+    const point = selectPoint(standingPoints(points), selector, { at: options.at, machine });
     // "latest" and the like could mean a point that cannot be read, if that is newer.
     const newer = unreadable.find(({ id }) => id > point.id);
     const isRelative = selector === undefined || selector.startsWith("latest");

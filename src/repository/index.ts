@@ -48,5 +48,6 @@ export {
   pointChain,
   rootsOf,
   sortPoints,
+  standingPoints,
   type PointNode,
 } from "./tree.js";

@@ -10,6 +10,13 @@ export interface PointNode {
   readonly disks: readonly { readonly token: string; readonly parent: string | null }[];
 }
 
+/** The points that can be named: those that were forgotten stay only for the images of others. */
+export function standingPoints<P extends { readonly tombstone?: boolean | undefined }>(
+  points: readonly P[],
+): P[] {
+  return points.filter(({ tombstone }) => tombstone !== true);
+}
+
 /** Oldest first: ids are sortable as text. */
 export function sortPoints<P extends PointNode>(points: Iterable<P>): P[] {
   return [...points].sort((a, b) => (a.id < b.id ? -1 : a.id > b.id ? 1 : 0));

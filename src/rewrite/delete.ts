@@ -44,7 +44,7 @@ export async function deletePoint(options: DeleteOptions): Promise<ChainChanges>
       return changes;
     }
     const plan = planRemoval(points, ids);
-    const reason = `full since ${ids.size === 1 ? `point ${id} was` : "the points before it were"} deleted`;
+    const reason = ids.size === 1 ? `point ${id} was deleted` : "the points before it were deleted";
     return {
       ...changes,
       rewritten: dryRun ? await estimate(plan.merges, context) : await removePoints(plan, reason, context),

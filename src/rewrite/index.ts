@@ -18,3 +18,4 @@ export { DELETE_SCOPES, deletePoint, type DeleteOptions, type DeleteScope } from
 export { flattenPoint, type FlattenOptions } from "./flatten.js";
 export { prunePoints, type PruneOptions } from "./prune.js";
 export type { ChainChanges, ChangeChainOptions } from "./session.js";
+export { editPoint, type EditOptions } from "./edit.js";

@@ -1,3 +1,4 @@
+import { standingPoints } from "../repository/index.js";
 import { planRetention, type RetentionPolicy } from "../retention/index.js";
 import { planRemoval } from "./plan.js";
 import { removePoints } from "./run.js";
@@ -20,14 +21,14 @@ export interface PruneOptions extends ChangeChainOptions {
 export async function prunePoints(options: PruneOptions): Promise<ChainChanges> {
   const { policy, now, timeZone, dryRun = false } = options;
   return await onChain(options, async (points, context) => {
-    const standing = points.filter(({ tombstone }) => tombstone !== true);
+    const standing = standingPoints(points);
     const verdicts = planRetention(standing, policy, { now, timeZone });
     const kept = verdicts.filter(({ reasons }) => reasons.length > 0);
     // What was forgotten before, and is held only by those that need its images, goes as well.
     const ids = new Set(points.map(({ id }) => id));
     for (const { id } of kept) ids.delete(id);
     const plan = planRemoval(points, ids);
-    const reason = "full since the points before it were pruned";
+    const reason = "the points before it were pruned";
     const rewritten = dryRun
       ? await estimate(plan.merges, context)
       : await removePoints(plan, reason, context);

@@ -195,8 +195,9 @@ async function beginHashes(
 /** A name that no file of hashes in the point's folder has: the old one's counts as long as the old image may be there. */
 function freeHashesFile({ disks, pending = {} }: PointManifest, disk: string): string {
   const taken = new Set([...disks, ...Object.values(pending)].map(({ hashes }) => hashes?.file));
-  const all = [hashesFileOf(disk), ...Array.from({ length: taken.size + 1 }, (_, n) => `${n + 2}.hashes`)];
-  return all.find((name) => !taken.has(name)) ?? hashesFileOf(disk);
+  let file = hashesFileOf(disk);
+  for (let number = 2; taken.has(file); number += 1) file = hashesFileOf(`${disk.slice(0, 50)}-${number}`);
+  return file;
 }
 
 function describe(

@@ -1,6 +1,6 @@
 import type { IoOptions } from "../bytes/index.js";
 import { anySignal } from "../flow/index.js";
-import { currentPoint, type PointManifest, type Repository } from "../repository/index.js";
+import { currentPoint, standingPoints, type PointManifest, type Repository } from "../repository/index.js";
 import type { ImageMerge } from "./plan.js";
 import { estimateRewrite, type RewriteContext, type RewrittenImage } from "./rewrite-image.js";
 
@@ -64,6 +64,6 @@ export async function estimate(
 
 /** Whether the newest point, which the next backup would continue, is among some. */
 export function includesCurrent(points: readonly PointManifest[], ids: ReadonlySet<string>): boolean {
-  const current = currentPoint(points);
+  const current = currentPoint(standingPoints(points));
   return current !== undefined && ids.has(current.id);
 }

@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import { formatSize } from "../../bytes/index.js";
 import { NotFoundError } from "../../errors/index.js";
 import { pointTree, type PointLine } from "../../inspect/index.js";
+import { standingPoints } from "../../repository/index.js";
 import { withRepository, type CliContext, type CommonOptions } from "../context.js";
 import { report } from "../render/output.js";
 import { formatTime, kindOf, pointView, storedBytes } from "../render/point.js";
@@ -27,7 +28,7 @@ export function declare(command: Command, context: CliContext): void {
       const problems: Error[] = [];
       for (const name of machine === undefined ? machines : [machine]) {
         const { points, unreadable } = await repository.survey(name, { signal });
-        lists.set(name, pointTree(points));
+        lists.set(name, pointTree(standingPoints(points)));
         problems.push(...unreadable.map(({ error }) => error));
       }
       const all = [...lists.values()].flat();
