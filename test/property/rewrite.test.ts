@@ -122,10 +122,12 @@ class World {
 
   async apply(step: Step): Promise<void> {
     switch (step.kind) {
-      case "backup":
-        return await this.#backup(step);
-      case "remove":
-        return await this.#rewrite(step.crash, async (repository, ids) => {
+      case "backup": {
+        await this.#backup(step);
+        return;
+      }
+      case "remove": {
+        await this.#rewrite(step.crash, async (repository, ids) => {
           const chosen = new Set(step.points.map((seed) => ids[seed % ids.length]!));
           const { points } = await repository.survey(MACHINE);
           if (step.tree)
@@ -135,13 +137,17 @@ class World {
           for (const id of chosen) this.models.delete(id);
           await removePoints(plan, "the points before it were deleted", contextOf(repository));
         });
-      case "flatten":
-        return await this.#rewrite(step.crash, async (repository, ids) => {
+        return;
+      }
+      case "flatten": {
+        await this.#rewrite(step.crash, async (repository, ids) => {
           const { points } = await repository.survey(MACHINE);
           const merges = planFlatten(points, ids[step.point % ids.length]!);
           this.merges += merges.length;
           await rewriteImages(merges, "flattened", contextOf(repository));
         });
+        return;
+      }
     }
   }
 
