@@ -88,21 +88,11 @@ export async function planDisks(source: MachineSource, context: PlanContext): Pr
 
 async function chooseAll(
   source: MachineSource,
-  { repository, machine, points, full, signal }: PlanContext,
+  { repository, machine, points, signal }: PlanContext,
 ): Promise<Map<SourceDisk, BaseChoice>> {
-  try {
-    const checkpoints = checkpointsOf(repository, machine, { signal });
-    const facts = { points, clusterSize: DEFAULT_CLUSTER_SIZE };
-    return await chooseBases(source.disks, baseContextOf(checkpoints, source.identity, facts));
-  } catch (error) {
-    if (!(error instanceof DamageError)) throw error;
-    // A full backup needs none of the points before it.
-    if (full) return new Map(source.disks.map((disk) => [disk, { kind: "full", reason: "asked for" }]));
-    throw new DamageError(error.code, error.message, error.damage, {
-      cause: error,
-      hint: "Bring that file back from a copy, or begin a new chain with --full",
-    });
-  }
+  const checkpoints = checkpointsOf(repository, machine, { signal });
+  const facts = { points, clusterSize: DEFAULT_CLUSTER_SIZE };
+  return await chooseBases(source.disks, baseContextOf(checkpoints, source.identity, facts));
 }
 
 function compareRest(

@@ -72,9 +72,14 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   const io = { signal: anySignal(signal, lock.lost) };
 
   await repository.collectGarbage(name, lock, io);
-  const { points } = await repository.survey(name, io);
+  const { points, unreadable } = await repository.survey(name, io);
   requireFreeName(points, options.name);
+  for (const { id, error } of unreadable) {
+    options.observer?.warning?.(`Point ${id} is passed over, and what continues it: ${error.message}`);
+  }
   const newest = points.at(-1);
+  /** Points that cannot be read have a place in time, too. */
+  const newestId = [newest?.id, unreadable.at(-1)?.id].sort().at(-1);
   await recover(machine, { checkpoints: checkpointsOf(repository, name, io), ...io });
   await step("cleaned");
 
@@ -89,7 +94,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
     for (const plan of plans) options.observer?.disk?.(announce(plan));
     warnOfMissing(plans, newest, options.observer);
     await step("planned");
-    const point = await backupDisks(machine, lock, { plans, newest }, { ...options, ...io });
+    const point = await backupDisks(machine, lock, { plans, newest, newestId }, { ...options, ...io });
     await tidy("The machine's checkpoints may be lost", options.observer ?? {}, () => machine.close());
     return point;
   } finally {
@@ -97,17 +102,26 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   }
 }
 
+/** What is to become a point. */
+interface PointPlan {
+  readonly plans: readonly DiskPlan[];
+  /** The point before it. */
+  readonly newest: PointManifest | undefined;
+  /** The newest id of the machine, readable or not. */
+  readonly newestId: string | undefined;
+}
+
 /** From the freeze to the commit. */
 async function backupDisks(
   machine: QmpSource,
   lock: MachineLock,
-  { plans, newest }: { readonly plans: readonly DiskPlan[]; readonly newest: PointManifest | undefined },
+  { plans, newest, newestId }: PointPlan,
   options: BackupOptions & { readonly signal: AbortSignal },
 ): Promise<PointManifest> {
   const { repository, machine: name, observer = {}, signal } = options;
   const { level = DEFAULT_LEVEL, bandwidth = Infinity } = options;
   const workers = options.workers ?? Math.min(availableParallelism(), DEFAULT_WORKERS);
-  const id = newPointId(new Date(), newest?.id);
+  const id = newPointId(new Date(), newestId);
   const frozen = await machine.freeze(
     {
       checkpoint: id,

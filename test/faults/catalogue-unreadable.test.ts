@@ -2,7 +2,7 @@ import { readFile, rename, rm, symlink, writeFile } from "node:fs/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { NOTHING, residueOf } from "../interop/machine-fixture.js";
 import { startTidemark, type CliResult } from "../support/cli.js";
-import type { PointView } from "../support/rig.js";
+import { pointOf, type PointView } from "../support/rig.js";
 import { guardsOf } from "../support/guards.js";
 import { Catalogued, expectIncrement } from "./catalogue-fixture.js";
 import { isFreeze } from "./guard-fixture.js";
@@ -80,11 +80,21 @@ describe("backup with a catalogue that cannot be read", () => {
     await catalogued.proveAll([elsewhere]);
   });
 
-  it("because it is damaged: its bitmaps stay, also beside a new chain, and serve when it was repaired", async () => {
+  it("because it is damaged: begins a new chain, and says so; its bitmaps stay", async () => {
     await writeFile(manifest, before.subarray(0, before.length / 2));
-    expect(errorOf(await tryBackup())).toMatchObject({ code: "TM_MANIFEST_DAMAGED", exitCode: 6 });
-    expect(await catalogued.checkpoints()).toEqual([first.id]);
-    const anew = await catalogued.backup(catalogued.rig.repository, catalogued.image, ["--full"]);
+    const result = await tryBackup();
+    expect(result.code).toBe(0);
+    const warnings = result.events().filter(({ event }) => event === "warning");
+    expect(warnings.map(({ message }) => message)).toEqual([
+      expect.stringMatching(`Point ${first.id} is passed over.*point.json`),
+    ]);
+    const anew = pointOf(result.events());
+    catalogued.remember(anew, catalogued.rig.repository, catalogued.image);
+    expect(anew.id > first.id).toBe(true);
+    expect(anew.disks).toMatchObject([
+      { kind: "full", reason: `the manifest of point ${first.id} is damaged` },
+    ]);
+    expect(await catalogued.checkpoints()).toEqual([first.id, anew.id]);
     const next = await catalogued.backup();
     expectIncrement(next, anew);
     expect(await catalogued.checkpoints()).toEqual([first.id, next.id]);

@@ -1,4 +1,5 @@
 import type { IoOptions } from "../../bytes/index.js";
+import { DamageError } from "../../errors/index.js";
 import { repositoryTag } from "../../point/index.js";
 import type { MachineIdentity } from "../source.js";
 
@@ -65,4 +66,17 @@ export function baseContextOf(
 /** Machines without a uuid cannot be told apart by it: their name in the repository has to do. */
 export function isOfMachine(point: CataloguePoint, uuid: string | null): boolean {
   return point.machine.uuid === null || uuid === null || point.machine.uuid === uuid;
+}
+
+/** A point whose manifest is damaged is neither there nor absent. Any other error is the caller's. */
+export async function lookUp(
+  catalogue: Catalogue,
+  checkpoint: string,
+): Promise<CataloguePoint | "unreadable" | undefined> {
+  try {
+    return await catalogue(checkpoint);
+  } catch (error) {
+    if (error instanceof DamageError) return "unreadable";
+    throw error;
+  }
 }

@@ -1,5 +1,5 @@
 import type { SourceDisk } from "../source.js";
-import { isOfMachine, type BaseContext, type CataloguePoint } from "./catalogue.js";
+import { isOfMachine, lookUp, type BaseContext, type CataloguePoint } from "./catalogue.js";
 import { judge, type IncrementalChoice } from "./judge.js";
 import { ownBitmaps } from "./own-bitmap.js";
 
@@ -25,7 +25,11 @@ export async function chooseBase(disk: SourceDisk, context: BaseContext): Promis
   let strange: string | undefined;
   let token: string | undefined;
   for (const candidate of ownBitmaps(disk, context.repositoryTag)) {
-    const point = await context.catalogue(candidate.checkpoint);
+    const point = await lookUp(context.catalogue, candidate.checkpoint);
+    if (point === "unreadable") {
+      reason ??= `the manifest of point ${candidate.checkpoint} is damaged`;
+      continue;
+    }
     const verdict = judge(disk, candidate, point, context);
     if (typeof verdict !== "string") return verdict;
     const isOurs = point !== undefined && isOfMachine(point, context.machineUuid);

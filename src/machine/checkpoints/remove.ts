@@ -1,6 +1,5 @@
-import { DamageError } from "../../errors/index.js";
 import type { SourceDisk } from "../source.js";
-import { isOfMachine, type BaseContext, type Catalogue, type CataloguePoint } from "./catalogue.js";
+import { isOfMachine, lookUp, type BaseContext } from "./catalogue.js";
 import { faultOf, ownBitmaps } from "./own-bitmap.js";
 
 /** A bitmap that may go, and why. */
@@ -52,17 +51,4 @@ export async function bitmapsToRemove(
     if (isCommitted && !bitmap.readOnly && faultOf(bitmap) === undefined) newer.push(token);
   }
   return removable;
-}
-
-/** A point whose manifest is damaged is neither there nor absent. Any other error is the caller's. */
-async function lookUp(
-  catalogue: Catalogue,
-  checkpoint: string,
-): Promise<CataloguePoint | "unreadable" | undefined> {
-  try {
-    return await catalogue(checkpoint);
-  } catch (error) {
-    if (error instanceof DamageError) return "unreadable";
-    throw error;
-  }
 }
