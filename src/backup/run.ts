@@ -16,6 +16,7 @@ import { connectionCount } from "./connections.js";
 import { copyFrozen } from "./copy-frozen.js";
 import { closePlans, planDisks, type DiskPlan } from "./disk-plan.js";
 import { describePoint } from "./manifest.js";
+import { newestIdOf } from "./newest.js";
 import type { BackupObserver } from "./observer.js";
 import { PointImages } from "./point-images.js";
 
@@ -72,14 +73,13 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   const io = { signal: anySignal(signal, lock.lost) };
 
   await repository.collectGarbage(name, lock, io);
-  const { points, unreadable } = await repository.survey(name, io);
+  const survey = await repository.survey(name, io);
+  const { points, unreadable } = survey;
   requireFreeName(points, options.name);
   for (const { id, error } of unreadable) {
     options.observer?.warning?.(`Point ${id} is passed over, and what continues it: ${error.message}`);
   }
   const newest = points.at(-1);
-  /** Points that cannot be read have a place in time, too. */
-  const newestId = [newest?.id, unreadable.at(-1)?.id].sort().at(-1);
   await recover(machine, { checkpoints: checkpointsOf(repository, name, io), ...io });
   await step("cleaned");
 
@@ -94,7 +94,12 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
     for (const plan of plans) options.observer?.disk?.(announce(plan));
     warnOfMissing(plans, newest, options.observer);
     await step("planned");
-    const point = await backupDisks(machine, lock, { plans, newest, newestId }, { ...options, ...io });
+    const point = await backupDisks(
+      machine,
+      lock,
+      { plans, newest, newestId: newestIdOf(survey) },
+      { ...options, ...io },
+    );
     await tidy("The machine's checkpoints may be lost", options.observer ?? {}, () => machine.close());
     return point;
   } finally {

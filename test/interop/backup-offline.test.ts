@@ -25,6 +25,19 @@ async function verdict(rig: Rig, point: PointView, disk: string, image: string):
   ];
 }
 
+const DAY = 86_400_000;
+/** A clock that is set back later. */
+const A_DAY_AHEAD = `const now = Date.now.bind(Date);
+globalThis.Date = class extends Date {
+  constructor(...fields) { if (fields.length === 0) super(now() + ${DAY}); else super(...fields); }
+  static now() { return now() + ${DAY}; }
+};`;
+
+/** The date that an id begins with. */
+function dateOf(id: string): string {
+  return `${id.slice(0, 4)}-${id.slice(4, 6)}-${id.slice(6, 8)}T${id.slice(9, 11)}:00:00Z`;
+}
+
 const SAME = ["identical", "identical"];
 
 describe("backup of a machine that is off", () => {
@@ -73,6 +86,25 @@ describe("backup of a machine that is off", () => {
     expect(await rig.verify(fifth, { root: a, data: b })).toEqual({ root: "identical", data: "identical" });
     expect(await rig.verify(first, { root: a, data: b })).toEqual({ root: "identical", data: "identical" });
     expect((await readdir(rig.directory.path)).filter((name) => name.startsWith("tm-"))).toEqual([]);
+  });
+
+  it("gives a point a later id than its parent's when the clock was set back", async () => {
+    await using rig = await Rig.create();
+    const image = await rig.image("a.qcow2", "qcow2", 2 * MiB);
+    const args = ["backup", "--machine", "vm", "--repo", rig.repository, "--json", "--image", image];
+    const tomorrow = { NODE_OPTIONS: `--import=data:text/javascript,${encodeURIComponent(A_DAY_AHEAD)}` };
+    const first = pointOf((await rig.tidemark(args, { env: tomorrow })).events());
+    expect(Date.parse(dateOf(first.id))).toBeGreaterThan(Date.now() + DAY / 2);
+    await qemuIo(image, "qcow2", ["write -P 7 0 100k"]);
+    const held = await toRaw(image, "qcow2", rig.directory.file("held.raw"));
+    const second = await backupImages(rig, [image]);
+    expect(second.disks).toMatchObject([{ kind: "incremental", parent: first.id }]);
+    expect(second.id > first.id, `${second.id} after ${first.id}`).toBe(true);
+    const points = (
+      await rig.tidemark(["list", "vm", "--repo", rig.repository, "--json"])
+    ).json() as PointView[];
+    expect(points.find(({ current }) => current)?.id).toBe(second.id);
+    expect(await verdict(rig, second, "a", held)).toEqual(SAME);
   });
 
   it("refuses images in use, absent, given twice, or of one name", async () => {
