@@ -41,6 +41,7 @@ find_missing() {
   need qemu-system-common qemu-storage-daemon
   need libnbd-bin nbdinfo nbdcopy
   need nbdkit nbdkit
+  need e2fsprogs mkfs.ext4
   need openssl openssl
   need g++ g++
   need make make

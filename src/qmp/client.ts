@@ -235,6 +235,18 @@ export class QmpClient implements AsyncDisposable {
     await this.#closed.promise;
   }
 
+  /** As `close`, and for whoever has a duplicate of the connection, too (shutdown(2)): the monitor is free. Never throws. */
+  async hangUp(): Promise<void> {
+    if (this.#end === undefined) {
+      this.#closing = true;
+      await new Promise<void>((resolve) => {
+        this.#socket.once("close", () => resolve());
+        this.#socket.end(() => resolve());
+      });
+    }
+    await this.close();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }

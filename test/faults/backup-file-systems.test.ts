@@ -1,5 +1,5 @@
-import { mkdir, readdir, rm } from "node:fs/promises";
-import { describe, expect, it } from "vitest";
+import { mkdir, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { describe, expect, it, vi } from "vitest";
 import { temporaryDirectory } from "../support/temporary.js";
 import { run } from "../support/tools.js";
 import { GuardedRig, isLong } from "./guard-fixture.js";
@@ -78,6 +78,48 @@ describe("a backup whose repository is unmounted under it", () => {
     expect(await readdir(rig.repository)).toEqual([]);
     await using _again = await mounted(rig.repository, "--bind", store);
     await guarded.expectNothingLeft();
+    await guarded.expectNextRight();
+  });
+});
+
+/** States of a process's threads, as in /proc: "D" waits in the kernel, and not even SIGKILL ends that. */
+async function threadStates(pid: number): Promise<string[]> {
+  const threads = await readdir(`/proc/${pid}/task`);
+  const stats = await Promise.all(
+    threads.map((thread) => readFile(`/proc/${pid}/task/${thread}/stat`, "utf8").catch(() => "")),
+  );
+  return stats.map((stat) => stat.slice(stat.lastIndexOf(")") + 2, stat.lastIndexOf(")") + 3));
+}
+
+describe("a backup that is killed while a thread of it waits for its repository's disk", () => {
+  it("is ended by its guard, although the kernel still has it, and its monitor is free again", async () => {
+    await using guarded = await GuardedRig.create({ iothread: true }, undefined, 24 * MiB);
+    const { rig } = guarded;
+    const disk = rig.directory.file("repository.ext4");
+    await writeFile(disk, "");
+    await truncate(disk, 128 * MiB);
+    await run("mkfs.ext4", ["-q", disk]);
+    const aside = rig.directory.file("aside");
+    await run("mv", [rig.repository, aside]);
+    await mkdir(rig.repository);
+    await using _mount = await mounted(rig.repository, "-o", "loop", disk);
+    await run("cp", ["-a", `${aside}/.`, rig.repository]);
+    await rm(aside, { recursive: true });
+    await rig.machine.qemuIo("vda", "write -P 9 6M 16M");
+    await using running = await guarded.startCopying();
+    // As on a disk that does not answer: whoever writes waits until it does, and nothing ends that.
+    await run("fsfreeze", ["-f", rig.repository]);
+    try {
+      await vi.waitFor(async () => expect(await threadStates(running.pid)).toContain("D"), 15_000);
+      running.kill("SIGKILL");
+      await vi.waitFor(async () => expect(await threadStates(running.pid)).toContain("Z"), 5000);
+      await guarded.expectNothingLeft();
+      await rig.tidemark(["status", "--qmp", rig.proxy.socket]);
+      expect(await threadStates(running.pid)).toContain("D");
+    } finally {
+      await run("fsfreeze", ["-u", rig.repository]);
+    }
+    expect(await running.ended).toMatchObject({ signal: "SIGKILL" });
     await guarded.expectNextRight();
   });
 });

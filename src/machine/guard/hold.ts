@@ -1,15 +1,20 @@
 import type { Socket } from "node:net";
-import { thisProcess } from "../../process/index.js";
+import { judgeOnThisHost, thisProcess, type ProcessIdentity } from "../../process/index.js";
 import { HeldConnections } from "./held-connections.js";
 import { closed, hear, say, type HoldOrder, type Order } from "./orders.js";
 import { ScratchWatch } from "./scratch-watch.js";
 import { takeOver } from "./take-over.js";
 
+/** Milliseconds between two looks at the agent. */
+const INTERVAL = 1000;
+
 /**
  * A guard's life: it holds what it was given as long as its agent lives, and watches the scratch. When the agent
  * tells it that all is done, it goes; when the agent is gone without a word, it ends the agent's run.
  *
- * @param control the connection to the agent; its end tells the agent's death, since only the agent has the other end
+ * @param control the connection to the agent; its end tells the agent's death, since only the agent has the other end.
+ *   Mostly: a dead process whose thread still waits in the kernel, for a disk that does not answer, keeps its
+ *   descriptors as long as that takes. So the guard looks at the process itself, too
  */
 export async function hold(control: Socket): Promise<void> {
   const guard = new Guard(control);
@@ -24,6 +29,8 @@ class Guard {
     | { readonly order: HoldOrder; readonly connections: HeldConnections; readonly watch: ScratchWatch }
     | undefined;
   #isDone = false;
+  #hasSuccessor = false;
+  #timer: NodeJS.Timeout | undefined;
 
   constructor(control: Socket) {
     this.#control = control;
@@ -36,6 +43,9 @@ class Guard {
         break;
       case "watch":
         this.#held?.watch.bound(message.scratch);
+        break;
+      case "succession":
+        this.#hasSuccessor = message.isUnderWay;
         break;
       case "ending":
         this.#held?.watch.agentEnds();
@@ -52,6 +62,7 @@ class Guard {
 
   /** The agent has left, or is dead. One that died before it told what to hold had nothing in QEMU yet. */
   async finish(): Promise<void> {
+    clearInterval(this.#timer);
     this.#held?.watch.stop();
     if (this.#held === undefined || this.#isDone) return;
     await takeOver(this.#held.order, this.#held.connections);
@@ -62,6 +73,14 @@ class Guard {
     const watch = new ScratchWatch(order.agent, (what) => say(this.#control, { report: "full", what }));
     watch.bound(order.scratch);
     this.#held = { order, connections, watch };
+    this.#timer = setInterval(() => void this.#lookAt(order.agent), INTERVAL);
+    this.#timer.unref();
     void thisProcess().then((guard) => say(this.#control, { report: "holding", guard }));
+  }
+
+  /** Its control connection says no more than that somebody still has its other end. */
+  async #lookAt(agent: ProcessIdentity): Promise<void> {
+    if ((await judgeOnThisHost(agent, await thisProcess())) === "gone" && !this.#hasSuccessor)
+      this.#control.destroy();
   }
 }

@@ -33,6 +33,8 @@ export type Order =
   | HoldOrder
   /** There are scratch files to watch now. */
   | { readonly order: "watch"; readonly scratch: readonly ScratchBound[] }
+  /** Another guard is being started in this one's place: it alone ends the run if the agent dies. Or it did not come about. */
+  | { readonly order: "succession"; readonly isUnderWay: boolean }
   /** The agent takes the frozen point down: it is not stuck. */
   | { readonly order: "ending" }
   /** Close the NBD connections: their exports are gone. */

@@ -123,6 +123,7 @@ export class Protection {
   async #replace(): Promise<void> {
     const { run, qmp, address, allowUnguarded, warn } = this.#options;
     const previous = this.#guard;
+    previous?.tell({ order: "succession", isUnderWay: true });
     try {
       const { guard, identity } = await GuardProcess.start(
         {
@@ -148,6 +149,7 @@ export class Protection {
         await previous?.end();
       }
     } catch (error) {
+      previous?.tell({ order: "succession", isUnderWay: false });
       if (!allowUnguarded) throw error;
       warn(`Nothing protects the machine from the death of this process: ${messageOf(error)}`);
     }

@@ -49,7 +49,8 @@ export async function takeOver(order: HoldOrder, connections: HeldConnections): 
     }
     await pauseAfter(attempt);
   }
-  await adopted?.close();
+  // The agent may still have its end, see hold(): closing this one would not free the monitor.
+  await adopted?.hangUp();
 }
 
 /** Says in the run's record that it is this guard that ends it: the agent may have died before it had written that. */
