@@ -7,6 +7,7 @@ import { newPointId, repositoryTag } from "../point/index.js";
 import {
   FencedError,
   requirePointText,
+  standingPoints,
   type MachineLock,
   type PointManifest,
   type Repository,
@@ -72,10 +73,11 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   await step("repository locked");
   const io = { signal: anySignal(signal, lock.lost) };
 
+  await repository.finishRewrites(name, { fence: () => lock.verify(io), ...io });
   await repository.collectGarbage(name, lock, io);
   const survey = await repository.survey(name, io);
   const { points, unreadable } = survey;
-  requireFreeName(points, options.name);
+  requireFreeName(standingPoints(points), options.name);
   for (const { id, error } of unreadable) {
     options.observer?.warning?.(`Point ${id} is passed over, and what continues it: ${error.message}`);
   }

@@ -1,5 +1,5 @@
 import { NotFoundError, UsageError } from "../errors/index.js";
-import { requirePointText, type PointManifest } from "../repository/index.js";
+import { requirePointText, standingPoints, type PointManifest } from "../repository/index.js";
 import { onChain, type ChangeChainOptions } from "./session.js";
 
 export interface EditOptions extends Omit<ChangeChainOptions, "dryRun"> {
@@ -25,7 +25,7 @@ export async function editPoint(options: EditOptions): Promise<PointManifest> {
     if (!points.some((point) => point.id === id)) {
       throw new NotFoundError("TM_POINT_NOT_FOUND", `Cannot find point ${id} of machine "${machine}"`);
     }
-    const holder = points.find(
+    const holder = standingPoints(points).find(
       (point) => point.id !== id && name !== undefined && name !== "" && point.name === name,
     );
     if (holder !== undefined) {
