@@ -20,6 +20,7 @@ const COMMANDS: readonly { name: string; summary: string; load: () => Promise<Co
     summary: "a point's disks over NBD, read-only",
     load: () => import("./commands/serve.js"),
   },
+  { name: "verify", summary: "whether all is as it was stored", load: () => import("./commands/verify.js") },
   { name: "edit", summary: "name or describe a point", load: () => import("./commands/edit.js") },
   {
     name: "delete",

@@ -90,6 +90,14 @@ export class HashReader {
     throw new HashDamageError(this.name, `${problem}: block ${number} at byte ${offset}`);
   }
 
+  /** Reads every block. @throws {HashDamageError} when one is not what was stored */
+  async verify(options: IoOptions = {}): Promise<void> {
+    for (let position = 0; position < this.#offsets.length; position += 1) {
+      options.signal?.throwIfAborted();
+      await this.block(this.#index.readUInt32BE(position * INDEX_ENTRY_BYTES), options);
+    }
+  }
+
   /** Position of a block in the index, which is sorted. */
   #find(number: number): number | undefined {
     let low = 0;

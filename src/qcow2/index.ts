@@ -15,6 +15,7 @@ export { ImageChain } from "./chain.js";
 export {
   ClusterDecoder,
   frameBound,
+  frameLength,
   FrameEncoder,
   type ClusterFormat,
   type ClusterOrigin,

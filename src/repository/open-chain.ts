@@ -3,8 +3,9 @@ import { DamageError, NotFoundError } from "../errors/index.js";
 import type { Storage } from "../storage/index.js";
 import { surveyMachine } from "./catalogue.js";
 import { findOnce } from "./commit.js";
-import { PointChain, resolveChain } from "./point-chain.js";
-import type { ImageFacts } from "./point-image.js";
+import type { DiskManifest, PointManifest } from "./manifest.js";
+import { PointChain, resolveChain, resolveTop, type FindPoint } from "./point-chain.js";
+import { PointImage, type ImageFacts } from "./point-image.js";
 import { dependentsOf } from "./tree.js";
 
 /** Which disk at which point. */
@@ -52,17 +53,44 @@ export async function openChain(
   }
 }
 
+/**
+ * Opens one image of a point alone, checked against its manifest and its parent's.
+ *
+ * @throws {DamageError} when it is missing or is not what it must be, or its parent's manifest is missing
+ */
+export async function openImage(
+  storage: Storage,
+  { machine, point, disk }: DiskPlace,
+  options: IoOptions = {},
+): Promise<PointImage> {
+  const find = findOnce(storage, machine, options);
+  const { top, found } = await findDisk(find, { machine, point, disk });
+  const facts = await resolveTop(top, found, find);
+  const affected = (): Promise<readonly string[]> =>
+    affectedBy(storage, machine, point, found.token, [point]);
+  return await PointImage.open(storage, facts, { ...options, affected });
+}
+
 async function lookUp(
   storage: Storage,
   { machine, point, disk }: DiskPlace,
   options: IoOptions,
 ): Promise<ImageFacts[]> {
   const find = findOnce(storage, machine, options);
+  const { top, found } = await findDisk(find, { machine, point, disk });
+  return await resolveChain(top, found, find);
+}
+
+/** @throws {NotFoundError} when there is no such point, or it has no such disk */
+async function findDisk(
+  find: FindPoint,
+  { machine, point, disk }: DiskPlace,
+): Promise<{ readonly top: PointManifest; readonly found: DiskManifest }> {
   const top = await find(point);
   if (top === undefined)
     throw new NotFoundError("TM_POINT_NOT_FOUND", `Cannot find point ${point} of machine "${machine}"`);
   const found = top.disks.find((candidate) => candidate.name === disk);
-  if (found !== undefined) return await resolveChain(top, found, find);
+  if (found !== undefined) return { top, found };
   const names = top.disks.map((candidate) => `"${candidate.name}"`).join(", ");
   throw new NotFoundError(
     "TM_DISK_NOT_FOUND",

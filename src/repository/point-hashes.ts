@@ -4,7 +4,7 @@ import { messageOf } from "../errors/index.js";
 import { HashChain, HashDamageError, HashReader, type HashWindow } from "../hashes/index.js";
 import { ObjectNotFoundError, type ObjectReader, type Storage } from "../storage/index.js";
 import { hashesKey } from "./layout.js";
-import type { DiskManifest } from "./manifest.js";
+import type { DiskManifest, PointManifest } from "./manifest.js";
 import type { PointChain } from "./point-chain.js";
 
 /** Files of hashes that are opened at a time. */
@@ -42,6 +42,22 @@ export async function openHashes(
   } catch (error) {
     await object.close();
     throw error;
+  }
+}
+
+/** Reads all hashes of an image. @throws {HashDamageError} when they are missing or are not what was stored */
+export async function checkHashes(
+  storage: Storage,
+  { id, machine }: PointManifest,
+  disk: DiskManifest,
+  options: IoOptions = {},
+): Promise<void> {
+  const hashes = await openHashes(storage, machine.name, id, disk, options);
+  if (hashes === undefined) return;
+  try {
+    await hashes.reader.verify(options);
+  } finally {
+    await hashes.object.close();
   }
 }
 

@@ -17,11 +17,11 @@ import {
 } from "./layout.js";
 import type { LockTimes } from "./lock-contest.js";
 import { MachineLock } from "./lock.js";
-import type { PointManifest } from "./manifest.js";
+import type { DiskManifest, PointManifest } from "./manifest.js";
 import { openComparison, type Comparison } from "./comparison.js";
-import { openChain } from "./open-chain.js";
+import { openChain, openImage } from "./open-chain.js";
 import type { PointChain } from "./point-chain.js";
-import { hashKeyOf, PointHashes } from "./point-hashes.js";
+import { checkHashes, hashKeyOf, PointHashes } from "./point-hashes.js";
 import type { PointImage } from "./point-image.js";
 import { createRepositoryFile, readRepositoryFile, type RepositoryFile } from "./repository-file.js";
 
@@ -207,6 +207,21 @@ export class Repository {
     options: IoOptions = {},
   ): Promise<PointChain> {
     return await openChain(this.storage, { machine, point, disk }, options);
+  }
+
+  /** Opens one image of a point alone: see `openImage`. */
+  async openImage(
+    machine: string,
+    point: string,
+    disk: string,
+    options: IoOptions = {},
+  ): Promise<PointImage> {
+    return await openImage(this.storage, { machine, point, disk }, options);
+  }
+
+  /** Reads all hashes of an image. @throws {HashDamageError} when they are not what was stored */
+  async checkHashes(point: PointManifest, disk: DiskManifest, options: IoOptions = {}): Promise<void> {
+    await checkHashes(this.storage, point, disk, options);
   }
 
   /** Commits a point whose images are finished: see `commitPoint`. */

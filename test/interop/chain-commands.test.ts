@@ -1,4 +1,4 @@
-import { readFile, rm, stat } from "node:fs/promises";
+import { readFile, rm, stat, writeFile } from "node:fs/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { runTidemark, startTidemark, tidemark, type CliResult } from "../support/cli.js";
 import { checkImage, CLEAN, compareImages, createImage, qemuIo, toRaw } from "../support/image.js";
@@ -237,5 +237,79 @@ describe("tidemark serve", () => {
     server.kill("SIGINT");
     expect((await server.ended).code).toBe(130);
     await expect(stat(socket)).rejects.toMatchObject({ code: "ENOENT" });
+  });
+});
+
+describe("tidemark verify", () => {
+  interface Report {
+    points: number;
+    ok: boolean;
+    problems: { point: string; disk: string | null; problem: string; affects: string[] }[];
+  }
+
+  async function verify(...args: readonly string[]): Promise<{ code: number | null; report: Report }> {
+    const result = await runTidemark(["verify", "--json", ...args], options());
+    return { code: result.code, report: result.events().at(-1) as unknown as Report };
+  }
+
+  /** Changes one byte of a file in the repository for as long as `work` takes. */
+  async function withFlipped(path: string, at: number, work: () => Promise<void>): Promise<void> {
+    const bytes = await readFile(path);
+    const broken = Buffer.from(bytes);
+    broken[at]! ^= 1;
+    await writeFile(path, broken);
+    await work();
+    await writeFile(path, bytes);
+  }
+
+  it("finds every kind of damage, and the points that it costs; --quick all but that of data", async () => {
+    const clean = { code: 0, report: { points: 4, ok: true, problems: [] } };
+    expect(await verify()).toMatchObject(clean);
+    expect(await verify("vm@p2")).toMatchObject({ code: 0, report: { points: 2, ok: true } });
+    const image = `${repository}/vm/${ids[1]!}/root.qcow2`;
+    const { size } = await stat(image);
+    const lost = [{ point: ids[1], disk: "root", affects: ids.slice(1) }];
+    // Its first frame lies behind the header cluster, its tables at its end.
+    await withFlipped(image, 65_536 + 30, async () => {
+      expect(await verify()).toMatchObject({ code: 6, report: { ok: false, problems: lost } });
+      expect(await verify("--quick")).toMatchObject(clean);
+      expect(await verify("--percent", "0")).toMatchObject(clean);
+      expect((await verify("vm@p1")).code).toBe(0);
+      expect((await verify("vm@p4")).code).toBe(6);
+    });
+    for (const at of [20, size - 65_536 + 3, size - 2 * 65_536 + 3]) {
+      await withFlipped(image, at, async () => {
+        expect(await verify("--quick")).toMatchObject({ code: 6, report: { problems: lost } });
+      });
+    }
+    await withFlipped(`${repository}/vm/${ids[2]!}/data.hashes`, 110, async () => {
+      const { code, report } = await verify("--quick");
+      expect({ code, problems: report.problems }).toMatchObject({
+        code: 6,
+        problems: [{ point: ids[2], disk: "data", affects: [] }],
+      });
+    });
+    await withFlipped(`${repository}/vm/${ids[2]!}/point.json`, 0, async () => {
+      const { code, report } = await verify("--quick");
+      expect(code).toBe(6);
+      expect(report.problems[0]).toMatchObject({ point: ids[2], disk: null, affects: ids.slice(2) });
+    });
+    await rm(`${repository}/vm/${ids[0]!}/data.qcow2`);
+    const { report } = await verify("--quick");
+    expect(report.problems).toMatchObject([{ point: ids[0], disk: "data", affects: ids }]);
+    const said = await runTidemark(["verify", "--quick"], options());
+    expect(said).toMatchObject({ code: 6, stdout: expect.stringContaining("it is missing") as string });
+    expect(said.stderr).toContain("Damage was found");
+  });
+
+  it("agrees that a chain is right after points were deleted, made full and pruned", async () => {
+    await cli("delete", "vm@p2");
+    expect(await verify()).toMatchObject({ code: 0, report: { points: 3, ok: true } });
+    await cli("flatten", "vm@p3");
+    expect(await verify()).toMatchObject({ code: 0, report: { points: 3, ok: true } });
+    await cli("prune", "vm", "--keep-last", "1");
+    expect(await verify()).toMatchObject({ code: 0, report: { points: 1, ok: true } });
+    expect(await runTidemark(["verify", "nobody"], options())).toMatchObject({ code: 4 });
+    expect(await runTidemark(["verify", "--quick", "--percent", "5"], options())).toMatchObject({ code: 2 });
   });
 });

@@ -10,6 +10,12 @@ export function isReported(error: unknown): boolean {
   return typeof error === "object" && error !== null && reported.has(error);
 }
 
+/** Marks an error as printed: it only decides the exit code. */
+export function markReported<E extends Error>(error: E): E {
+  reported.add(error);
+  return error;
+}
+
 /** Waits until a stream has taken all that was written to it, or failed to: its listeners are told of that before. */
 export async function taken(stream: NodeJS.WriteStream): Promise<void> {
   await new Promise<void>((resolve) => stream.write("", () => resolve()));

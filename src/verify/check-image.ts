@@ -1,0 +1,105 @@
+import type { IoOptions } from "../bytes/index.js";
+import { DamageError, messageOf } from "../errors/index.js";
+import type { Budget } from "../flow/index.js";
+import type { Segment } from "../qcow2/index.js";
+import type { DiskManifest, PointImage, PointManifest, Repository } from "../repository/index.js";
+import type { SegmentChecker } from "../transfer/index.js";
+
+/** What checking an image needs. */
+export interface ImageCheck extends IoOptions {
+  readonly repository: Repository;
+  readonly point: PointManifest;
+  readonly disk: DiskManifest;
+  readonly checker: SegmentChecker;
+  /** Bytes that are read and not yet checked. */
+  readonly inFlight: Budget;
+  /** Waits until so many bytes may be read. */
+  readonly pass: (bytes: number) => Promise<void>;
+  /** Whether a segment of frames is to be read. */
+  readonly isChosen: (segment: Segment) => boolean;
+  readonly onProgress: (bytes: number) => void;
+}
+
+/**
+ * Checks one image of a point against its manifest: link, length, header, every table, as many segments of frames as are
+ * chosen, and the hashes beside it.
+ *
+ * @returns what is wrong, each for people; `isSerious`: the point cannot be restored because of it
+ */
+export async function checkImage(check: ImageCheck): Promise<{ what: string; isSerious: boolean }[]> {
+  const { repository, point, disk, signal } = check;
+  const found: { what: string; isSerious: boolean }[] = [];
+  const attempt = async (isSerious: boolean, work: () => Promise<void>): Promise<void> => {
+    try {
+      await work();
+    } catch (error) {
+      if (!(error instanceof DamageError)) throw error;
+      found.push({ what: messageOf(error), isSerious });
+    }
+  };
+  await attempt(true, async () => {
+    const image = await repository.openImage(point.machine.name, point.id, disk.name, { signal });
+    try {
+      const wrong = await checkSegments(image, check);
+      for (const what of wrong) found.push({ what, isSerious: true });
+      await attempt(true, () => checkTables(image, disk, check));
+    } finally {
+      await image.close();
+    }
+  });
+  await attempt(false, () => repository.checkHashes(point, disk, { signal }));
+  return found;
+}
+
+/** Reads segments and has them checked, side by side. @returns what is wrong with each */
+async function checkSegments(image: PointImage, check: ImageCheck): Promise<string[]> {
+  const { disk, checker, inFlight, pass, isChosen, onProgress, signal } = check;
+  const { format } = image.reader;
+  const wrong: string[] = [];
+  const checking: Promise<void>[] = [];
+  const checkOne = async ({ offset, length, sha256, kind }: Segment): Promise<void> => {
+    try {
+      const bytes = await image.object.read(offset, length, { signal });
+      const what = await checker.check({
+        bytes: bytes.buffer.byteLength === length ? bytes.buffer : new Uint8Array(bytes).buffer,
+        ...{ at: offset, sha256, frames: kind === "data" ? format : undefined },
+      } as Parameters<SegmentChecker["check"]>[0]);
+      if (what !== undefined) wrong.push(`"${image.key}" is damaged: ${what}`);
+      onProgress(length);
+    } finally {
+      inFlight.give(length);
+    }
+  };
+  try {
+    for (const segment of disk.segments) {
+      if (segment.kind === "data" && !isChosen(segment)) continue;
+      await pass(segment.length);
+      await inFlight.take(segment.length, { signal });
+      const checked = checkOne(segment);
+      // Its failure is thrown below, when all have ended.
+      checked.catch(() => undefined);
+      checking.push(checked);
+    }
+  } finally {
+    await Promise.allSettled(checking);
+  }
+  await Promise.all(checking);
+  return wrong;
+}
+
+/** Walks all tables: every entry must make sense, and they must map as many clusters as the manifest says. */
+async function checkTables(image: PointImage, disk: DiskManifest, { signal }: IoOptions): Promise<void> {
+  const { clusterSize, virtualSize } = disk;
+  let data = 0;
+  let zero = 0;
+  for await (const { kind, length } of image.reader.map(0, virtualSize, { signal })) {
+    if (kind === "zero") zero += Math.ceil(length / clusterSize);
+    else if (kind !== "unallocated") data += Math.ceil(length / clusterSize);
+  }
+  if (data === disk.dataClusters && zero === disk.zeroClusters) return;
+  throw new DamageError(
+    "TM_IMAGE_COUNTS",
+    `"${image.key}" maps ${data} data and ${zero} zero clusters, its manifest says ${disk.dataClusters} and ${disk.zeroClusters}`,
+    { object: image.key, points: [image.point.id] },
+  );
+}
