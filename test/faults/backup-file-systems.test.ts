@@ -35,7 +35,9 @@ describe("a backup whose scratch is on a file system that is too small", () => {
       await using _mount = await mounted(scratch, "-t", "tmpfs", "-o", "size=16m", "none");
       // Zeroes take no room in a scratch file: there must be data to overwrite.
       for (const disk of ["vda", "vdb"]) await rig.machine.qemuIo(disk, "write -P 7 2M 17M");
-      await using running = await guarded.startCopying(["--scratch", scratch, ...extra]);
+      await rig.machine.waitForGuestWriting(200);
+      // It may be full before anything is copied.
+      await using running = guarded.start(["--bandwidth", "1MiB/s", "--scratch", scratch, ...extra]);
       const result = await running.ended;
       expect(result.code).toBe(1);
       expect(result.events().at(-1)).toMatchObject({

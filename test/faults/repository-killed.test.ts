@@ -130,7 +130,7 @@ describe("a machine's lock between pid namespaces", () => {
     await holder.kill();
     // Nobody can know that it is gone, but that it is silent.
     await expect(repository.lockMachine("web")).rejects.toThrow(LockedError);
-    const times = { heartbeat: 10_000, stale: 500, watch: 200 };
+    const times = { heartbeat: 10_000, stale: 1, watch: 200 };
     await (await repository.lockMachine("web", { times })).release();
   });
 });

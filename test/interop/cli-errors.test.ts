@@ -241,21 +241,23 @@ describe("a manifest that cannot be read", () => {
   });
 
   it.each([
-    ["half written", half, 6, /Cannot read manifest/],
+    ["half written", half, 6, /Cannot read manifest/, []],
     [
       "of a newer format",
       (text: string) => text.replace(/"format": *1/, '"format": 2'),
       1,
       /format version 2/,
+      // Older ones can be gone on from; who knows what a newer tidemark means by it.
+      ["backup"],
     ],
   ] as const)(
-    "%s, of the newest point: nothing that could mean it goes on without it, and a backup changes nothing",
-    async (title, change, code, says) => {
+    "%s, of the newest point: nothing that could mean it goes on without it",
+    async (title, change, code, says, more) => {
       const repo = await broken(`newest ${title}`, 2, change);
       const before = await treeOf(repo);
       const target = ["--disk", "vda", "--to", rig.directory.file("newest.raw")];
       for (const args of [
-        into(repo),
+        ...more.map(() => into(repo)),
         ["list", "--repo", repo],
         ["show", "vm", "--repo", repo],
         ["show", `vm@${idOf(2)}`, "--repo", repo],

@@ -145,8 +145,13 @@ describe("freezeActions()", () => {
     expect(changed).toBeGreaterThan(2000);
   });
 
-  it("would lose one within a few hundred if the merge came before the job", async () => {
-    expect((await freezeOften(600, mergeFirst, 1)).losses).toHaveLength(1);
+  it("would lose one if the merge came before the job", { timeout: 400_000 }, async () => {
+    let lost = 0;
+    // How often depends on how the host lets the machine's threads run: mostly after a few dozen, sometimes never.
+    for (let machines = 0; machines < 5 && lost === 0; machines += 1) {
+      lost = (await freezeOften(500, mergeFirst, 1)).losses.length;
+    }
+    expect(lost).toBe(1);
   });
 });
 
