@@ -52,7 +52,7 @@ export async function changePoint(
 
 /**
  * Completes what runs that died while they wrote images anew have left: each manifest says of its images what is
- * true, and hashes that belong to none are gone.
+ * true, and hashes that belong to none are gone, as are files that were not finished.
  */
 export async function finishRewrites(
   storage: Storage,
@@ -60,6 +60,10 @@ export async function finishRewrites(
   options: ChangeOptions,
 ): Promise<void> {
   const { points } = await surveyMachine(storage, machine, options);
+  await options.fence();
+  // Such a run may be alive after all, merely suspended: what it has begun must not take the place of what is written now.
+  for (const { id } of points)
+    await storage.discardLeftovers(pointPrefix(machine, id), { signal: options.signal });
   const settled = new Map<string, PointManifest>();
   for (const point of points) {
     const { id, pending } = point;
@@ -114,6 +118,7 @@ async function removeStrayHashes(
  * Removes a committed point: its manifest, then its files.
  *
  * @throws {PointNeededError} when an image of another point is, or may be, an increment of one of its; nothing is removed
+ * @throws what `fence` throws, when the lock was lost meanwhile; a point that another run has continued is there again
  */
 export async function removePoint(
   storage: Storage,
@@ -121,15 +126,34 @@ export async function removePoint(
   id: string,
   options: ChangeOptions,
 ): Promise<void> {
+  const needing = await pointsNeeding(storage, machine, id, options);
+  if (needing.length > 0) throw new PointNeededError(machine, id, needing);
+  const bytes = await readManifestBytes(storage, machine, id, options);
+  await options.fence();
+  await storage.delete(manifestKey(machine, id), options);
+  try {
+    await options.fence();
+  } catch (error) {
+    // Whoever took the lock over may have continued the point: it asks after its own commit whether the point is still there.
+    const isNeeded = (await pointsNeeding(storage, machine, id)).length > 0;
+    if (isNeeded && bytes !== undefined)
+      await storage.put(manifestKey(machine, id), bytes, { ifAbsent: true });
+    throw error;
+  }
+  await discardPoint(storage, machine, id, options);
+}
+
+/** Ids of the points whose images are, or may be, increments of one of a point. */
+async function pointsNeeding(
+  storage: Storage,
+  machine: string,
+  id: string,
+  options: IoOptions = {},
+): Promise<string[]> {
   const { points, unreadable } = await surveyMachine(storage, machine, options);
   const needing = points.filter(({ disks, pending = {} }) =>
     [...disks, ...Object.values(pending)].some(({ parent }) => parent === id),
   );
   const unknown = unreadable.filter((other) => other.id > id);
-  if (needing.length + unknown.length > 0) {
-    throw new PointNeededError(machine, id, [...needing, ...unknown].map((point) => point.id).sort());
-  }
-  await options.fence();
-  await storage.delete(manifestKey(machine, id), options);
-  await discardPoint(storage, machine, id, options);
+  return [...needing, ...unknown].map((point) => point.id).sort();
 }

@@ -11,6 +11,7 @@ import {
   type PointManifest,
   type Repository,
 } from "../repository/index.js";
+import { StorageError } from "../storage/index.js";
 import { MergedHashes } from "./merged-hashes.js";
 import type { ImageMerge } from "./plan.js";
 
@@ -93,6 +94,7 @@ async function replaceImage(
   try {
     const observer = hashes.merged;
     const moved = await mergeImages({ chain: chain.chain, count, base, writer, level, observer, signal });
+    await fence();
     const hashesFile = await hashes.finish();
     const announce = async (summary: ImageSummary): Promise<void> => {
       const next = describe(chain.disk, summary, {
@@ -125,6 +127,8 @@ async function replaceImage(
   } catch (error) {
     await writer.abort();
     await hashes.abort();
+    // Whoever took the lock over may have removed what this run was writing: then that is what happened to it.
+    if (error instanceof StorageError) await fence();
     throw error;
   } finally {
     await hashes.close();

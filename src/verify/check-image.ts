@@ -15,8 +15,8 @@ export interface ImageCheck extends IoOptions {
   readonly inFlight: Budget;
   /** Waits until so many bytes may be read. */
   readonly pass: (bytes: number) => Promise<void>;
-  /** Whether a segment of frames is to be read. */
-  readonly isChosen: (segment: Segment) => boolean;
+  /** Which of an image's segments are to be read, by their indices. */
+  readonly choose: (disk: DiskManifest) => ReadonlySet<number>;
   readonly onProgress: (bytes: number) => void;
 }
 
@@ -27,7 +27,9 @@ export interface ImageCheck extends IoOptions {
  * @returns what is wrong, each for people; `isSerious`: the point cannot be restored because of it
  */
 export async function checkImage(check: ImageCheck): Promise<{ what: string; isSerious: boolean }[]> {
-  const { repository, point, disk, signal } = check;
+  const { repository, point, signal } = check;
+  /** As the image is: it may be one that was being written anew when the manifest was read. */
+  let { disk } = check;
   const found: { what: string; isSerious: boolean }[] = [];
   const attempt = async (isSerious: boolean, work: () => Promise<void>): Promise<void> => {
     try {
@@ -40,9 +42,10 @@ export async function checkImage(check: ImageCheck): Promise<{ what: string; isS
   await attempt(true, async () => {
     const image = await repository.openImage(point.machine.name, point.id, disk.name, { signal });
     try {
+      ({ disk } = image);
       const wrong = await checkSegments(image, check);
       for (const what of wrong) found.push({ what, isSerious: true });
-      await attempt(true, () => checkTables(image, disk, check));
+      await attempt(true, () => checkTables(image, check));
     } finally {
       await image.close();
     }
@@ -53,7 +56,7 @@ export async function checkImage(check: ImageCheck): Promise<{ what: string; isS
 
 /** Reads segments and has them checked, side by side. @returns what is wrong with each */
 async function checkSegments(image: PointImage, check: ImageCheck): Promise<string[]> {
-  const { disk, checker, inFlight, pass, isChosen, onProgress, signal } = check;
+  const { checker, inFlight, pass, choose, onProgress, signal } = check;
   const { format } = image.reader;
   const wrong: string[] = [];
   const checking: Promise<void>[] = [];
@@ -71,8 +74,9 @@ async function checkSegments(image: PointImage, check: ImageCheck): Promise<stri
     }
   };
   try {
-    for (const segment of disk.segments) {
-      if (segment.kind === "data" && !isChosen(segment)) continue;
+    const chosen = choose(image.disk);
+    for (const [index, segment] of image.disk.segments.entries()) {
+      if (!chosen.has(index)) continue;
       await pass(segment.length);
       await inFlight.take(segment.length, { signal });
       const checked = checkOne(segment);
@@ -88,7 +92,8 @@ async function checkSegments(image: PointImage, check: ImageCheck): Promise<stri
 }
 
 /** Walks all tables: every entry must make sense, and they must map as many clusters as the manifest says. */
-async function checkTables(image: PointImage, disk: DiskManifest, { signal }: IoOptions): Promise<void> {
+async function checkTables(image: PointImage, { signal }: IoOptions): Promise<void> {
+  const { disk } = image;
   const { clusterSize, virtualSize } = disk;
   let data = 0;
   let zero = 0;

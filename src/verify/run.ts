@@ -2,15 +2,9 @@ import { availableParallelism } from "node:os";
 import PQueue from "p-queue";
 import { MiB, type IoOptions } from "../bytes/index.js";
 import { Budget, RateLimit } from "../flow/index.js";
-import type { Segment } from "../qcow2/index.js";
-import {
-  dependentsOf,
-  pointChain,
-  type DiskManifest,
-  type PointManifest,
-  type Repository,
-} from "../repository/index.js";
+import { dependentsOf, pointChain, type DiskManifest, type Repository } from "../repository/index.js";
 import { SegmentChecker } from "../transfer/index.js";
+import { checkCurrent, type Subject } from "./check-current.js";
 import { checkImage } from "./check-image.js";
 import { dependentsOfPoint, type Problem } from "./problem.js";
 
@@ -46,12 +40,6 @@ export interface VerifyReport {
   readonly problems: readonly Problem[];
 }
 
-/** One image, and the point that it belongs to. */
-interface Subject {
-  readonly point: PointManifest;
-  readonly disk: DiskManifest;
-}
-
 /**
  * Verifies what a repository holds of a machine: manifests, how images are linked, lengths, headers, tables, and every
  * frame's checksum. Each image is read once, however many points share it.
@@ -73,12 +61,18 @@ export async function verifyMachine(options: VerifyOptions): Promise<VerifyRepor
     report({ point: id, disk: null, problem: error.message, affects });
   }
 
-  const isChosen = (segment: Segment): boolean => segment.kind !== "data" || Math.random() < share;
-  const subjects = wanted.flatMap((point) => point.disks.map((disk) => ({ point, disk })));
-  const chosen = new Map(subjects.map((subject) => [subject, subject.disk.segments.filter(isChosen)]));
-  const total = [...chosen.values()].flat().reduce((sum, { length }) => sum + length, 0);
+  const chooseSegments = ({ segments }: DiskManifest): ReadonlySet<number> =>
+    new Set(
+      [...segments.keys()].filter((index) => segments[index]?.kind !== "data" || Math.random() < share),
+    );
+  const subjects = wanted.flatMap((point) => point.disks.map((disk): Subject => ({ point, disk })));
+  const choices = new Map(subjects.map((subject) => [subject, chooseSegments(subject.disk)]));
+  let total = 0;
+  for (const [{ disk }, chosen] of choices)
+    for (const index of chosen) total += disk.segments[index]?.length ?? 0;
   let done = 0;
-  const onProgress = (bytes: number): void => observer.progress?.({ done: (done += bytes), total });
+  const onProgress = (bytes: number): void =>
+    observer.progress?.({ done: (done = Math.min(done + bytes, total)), total });
   onProgress(0);
 
   const workers = options.workers ?? Math.min(availableParallelism(), DEFAULT_WORKERS);
@@ -90,9 +84,13 @@ export async function verifyMachine(options: VerifyOptions): Promise<VerifyRepor
     pass: (bytes: number) => rate.pass(bytes, { signal }),
   };
   const check = async (subject: Subject): Promise<void> => {
-    const segments = new Set(chosen.get(subject));
     const { point, disk } = subject;
-    const found = await checkImage({ ...shared, ...subject, isChosen: (segment) => segments.has(segment) });
+    const chosen = choices.get(subject) ?? chooseSegments(disk);
+    const choose = (now: DiskManifest): ReadonlySet<number> =>
+      now.sha256 === disk.sha256 ? chosen : chooseSegments(now);
+    const checkNow = (now: Subject): ReturnType<typeof checkImage> =>
+      checkImage({ ...shared, ...now, choose });
+    const found = await checkCurrent(repository, subject, checkNow, { signal });
     for (const { what, isSerious } of found) {
       const affects = isSerious ? dependentsOf(points, point.id, disk.token).map(({ id }) => id) : [];
       report({ point: point.id, disk: disk.name, problem: what, affects });
@@ -100,7 +98,7 @@ export async function verifyMachine(options: VerifyOptions): Promise<VerifyRepor
   };
   try {
     const queue = new PQueue({ concurrency: workers });
-    await queue.addAll([...chosen.keys()].map((subject) => () => check(subject)));
+    await queue.addAll(subjects.map((subject) => () => check(subject)));
   } finally {
     await checker.stop();
   }
