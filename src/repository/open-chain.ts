@@ -1,6 +1,6 @@
 import type { IoOptions } from "../bytes/index.js";
 import { DamageError, NotFoundError } from "../errors/index.js";
-import type { Storage } from "../storage/index.js";
+import { ObjectReplacedError, type Storage } from "../storage/index.js";
 import { surveyMachine } from "./catalogue.js";
 import { findOnce } from "./commit.js";
 import type { DiskManifest, PointManifest } from "./manifest.js";
@@ -46,6 +46,7 @@ export async function openChain(
         affectedBy(storage, place.machine, id, token, known);
       return await PointChain.open(storage, facts, affected, options);
     } catch (error) {
+      if (error instanceof ObjectReplacedError && attempt < ATTEMPTS) continue;
       if (!(error instanceof DamageError) || error === failed?.error || attempt === ATTEMPTS) throw error;
       if (failed !== undefined && state === "" && failed.state === "") throw error;
       failed = { state, error };

@@ -96,20 +96,50 @@ export class ServedDisk implements ServedExport {
     return await this.#withChain((chain) => chain.chain.read(start, length));
   }
 
-  async *#allocation(offset: number, length: number, { signal }: IoOptions): AsyncGenerator<BlockRun> {
-    for await (const run of this.#chain.chain.map(offset, length, { signal })) {
-      const flags = run.kind === "zero" ? NBD_STATE_HOLE | NBD_STATE_ZERO : 0;
-      yield { offset: run.offset, length: run.length, flags };
-    }
+  #allocation(offset: number, length: number, { signal }: IoOptions): AsyncGenerator<BlockRun> {
+    return this.#runs(offset, length, signal, async function* ({ chain }, start, count) {
+      for await (const run of chain.map(start, count, { signal })) {
+        const flags = run.kind === "zero" ? NBD_STATE_HOLE | NBD_STATE_ZERO : 0;
+        yield { offset: run.offset, length: run.length, flags };
+      }
+    });
   }
 
   /** What the point's own image holds of the disk. */
-  async *#changed(offset: number, length: number, { signal }: IoOptions): AsyncGenerator<BlockRun> {
-    const [top] = this.#chain.images;
-    if (top === undefined) return;
-    for await (const run of top.reader.map(offset, length, { signal })) {
-      const flags = run.kind === "unallocated" ? 0 : NBD_STATE_DIRTY;
-      yield { offset: run.offset, length: run.length, flags };
+  #changed(offset: number, length: number, { signal }: IoOptions): AsyncGenerator<BlockRun> {
+    return this.#runs(offset, length, signal, async function* ({ images: [top] }, start, count) {
+      // An image that was made full meanwhile does not tell any more what changed.
+      if (top?.disk.kind !== "incremental") {
+        yield { offset: start, length: count, flags: NBD_STATE_DIRTY };
+        return;
+      }
+      for await (const run of top.reader.map(start, count, { signal })) {
+        const flags = run.kind === "unallocated" ? 0 : NBD_STATE_DIRTY;
+        yield { offset: run.offset, length: run.length, flags };
+      }
+    });
+  }
+
+  /** Runs of the chain as it is now; goes on where it was when the chain is rewritten meanwhile. */
+  async *#runs(
+    offset: number,
+    length: number,
+    signal: AbortSignal | undefined,
+    map: (chain: PointChain, offset: number, length: number) => AsyncIterable<BlockRun>,
+  ): AsyncGenerator<BlockRun> {
+    let at = offset;
+    for (let attempt = 1; ; attempt += 1) {
+      const chain = this.#chain;
+      try {
+        for await (const run of map(chain, at, offset + length - at)) {
+          at = run.offset + run.length;
+          yield run;
+        }
+        return;
+      } catch (error) {
+        signal?.throwIfAborted();
+        await this.#recover(error, chain, attempt);
+      }
     }
   }
 
@@ -120,10 +150,17 @@ export class ServedDisk implements ServedExport {
       try {
         return await work(chain);
       } catch (error) {
-        if (!(error instanceof ObjectReplacedError) || attempt === ATTEMPTS) throw await chain.explain(error);
-        await this.#reopen(chain);
+        await this.#recover(error, chain, attempt);
       }
     }
+  }
+
+  /** Returns when it can be tried again, with another chain. @throws the error, explained, when it was not the old chain's fault */
+  async #recover(error: unknown, chain: PointChain, attempt: number): Promise<void> {
+    // Whoever opened the new chain has closed this one, in the middle of others' reads.
+    const isOld = chain !== this.#chain || error instanceof ObjectReplacedError;
+    if (!isOld || attempt === ATTEMPTS) throw await chain.explain(error);
+    await this.#reopen(chain);
   }
 
   async #reopen(old: PointChain): Promise<void> {

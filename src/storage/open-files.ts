@@ -56,6 +56,7 @@ export class OpenFiles<Owner extends object> {
   /** Runs `work` with the owner's file, which stays open until it ends. */
   async use<T>(owner: Owner, work: (handle: FileHandle) => Promise<T>): Promise<T> {
     const file = this.#files.get(owner) ?? { handle: this.#open(owner), users: 0 };
+    file.handle.catch(() => undefined); // it may fail before room is made for it; who uses it awaits it below
     this.#files.delete(owner);
     this.#files.set(owner, file);
     file.users += 1;
