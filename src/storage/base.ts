@@ -16,6 +16,8 @@ const CANNOT_SHARE: ReadonlySet<string> = new Set([
   "EINVAL",
   "ENOSYS",
   "ENOTTY",
+  // ZFS, of what was written a moment ago.
+  "EAGAIN",
 ]);
 
 /** Bytes of a base. @throws {RangeError} when they are fewer than the head, or more than its object has */

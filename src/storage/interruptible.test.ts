@@ -79,4 +79,29 @@ describe("interruptible()", () => {
     expect(String(await reader.read(0, reader.length))).toBe("abc");
     await reader.close();
   });
+
+  it("hands the storage its own reader of what an object begins with, which it may share without reading it", async () => {
+    const { signal } = new AbortController();
+    const memory = new MemoryStorage();
+    await memory.put("old", Buffer.from("abc"));
+    const begun: unknown[] = [];
+    const opened: unknown[] = [];
+    const watched = new MemoryStorage();
+    watched.open = async (...args) => {
+      const reader = await memory.open(...args);
+      opened.push(reader);
+      return reader;
+    };
+    watched.create = async (key, options) => {
+      begun.push(options.base?.object);
+      return await memory.create(key, options);
+    };
+    const storage = interruptible(watched, { signal });
+    const object = await storage.open("old");
+    const sink = await storage.create("new", { headLength: 1, base: { object, length: 3 } });
+    await sink.commit(Buffer.from("x"));
+    expect(begun).toHaveLength(1);
+    expect(begun[0]).toBe(opened[0]);
+    expect(String(await memory.get("new", GET))).toBe("xbc");
+  });
 });

@@ -1,5 +1,5 @@
 import type { HeadLastSink } from "../bytes/index.js";
-import type { ObjectEntry, ObjectReader, PutOptions, Storage } from "./storage.js";
+import type { CreateOptions, ObjectEntry, ObjectReader, PutOptions, Storage } from "./storage.js";
 
 /** How long a storage may keep silent once the user wants to leave, in milliseconds. */
 const PATIENCE = 5000;
@@ -86,6 +86,26 @@ class Departure {
   }
 }
 
+class InterruptibleReader implements ObjectReader {
+  readonly length: number;
+  readonly reader: ObjectReader;
+  readonly #departure: Departure;
+
+  constructor(reader: ObjectReader, departure: Departure) {
+    this.length = reader.length;
+    this.reader = reader;
+    this.#departure = departure;
+  }
+
+  read(...range: Parameters<ObjectReader["read"]>): Promise<Buffer> {
+    return this.#departure.wait(() => this.reader.read(...range));
+  }
+
+  close(): Promise<void> {
+    return this.#departure.wait(() => this.reader.close()).catch(() => undefined);
+  }
+}
+
 class InterruptibleStorage implements Storage {
   readonly description: string;
   readonly #storage: Storage;
@@ -97,10 +117,14 @@ class InterruptibleStorage implements Storage {
     this.#departure = departure;
   }
 
-  async create(...args: Parameters<Storage["create"]>): Promise<HeadLastSink> {
+  async create(key: string, options: CreateOptions): Promise<HeadLastSink> {
     const departure = this.#departure;
+    const { base } = options;
+    // The storage knows its own readers, and how to share with them what they read.
+    const object = base?.object instanceof InterruptibleReader ? base.object.reader : base?.object;
+    const begun = base === undefined || object === undefined ? undefined : { ...base, object };
     const sink = await departure.wait(
-      () => this.#storage.create(...args),
+      () => this.#storage.create(key, { ...options, base: begun }),
       (late) => late.abort(),
     );
     return {
@@ -117,11 +141,7 @@ class InterruptibleStorage implements Storage {
       () => this.#storage.open(...args),
       (late) => late.close(),
     );
-    return {
-      length: reader.length,
-      read: (...range) => departure.wait(() => reader.read(...range)),
-      close: () => departure.wait(() => reader.close()).catch(() => undefined),
-    };
+    return new InterruptibleReader(reader, departure);
   }
 
   get(...args: Parameters<Storage["get"]>): Promise<Buffer> {
