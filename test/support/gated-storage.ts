@@ -14,8 +14,8 @@ export class GatedStorage implements Storage {
   readonly #storage: Storage;
   readonly #operation: "commit" | "delete";
   readonly #key: string;
-  readonly #reached = deferred<void>();
-  readonly #open = deferred<void>();
+  readonly #reached = deferred<undefined>();
+  readonly #open = deferred<undefined>();
 
   constructor(storage: Storage, operation: "commit" | "delete", key: string) {
     this.#storage = storage;
@@ -25,13 +25,13 @@ export class GatedStorage implements Storage {
   }
 
   /** Resolves when the user is suspended. */
-  get reached(): Promise<void> {
+  get reached(): Promise<undefined> {
     return this.#reached.promise;
   }
 
   /** Lets the user go on. */
   wake(): void {
-    this.#open.resolve();
+    this.#open.resolve(undefined);
   }
 
   async create(key: string, options: CreateOptions): Promise<HeadLastSink> {
@@ -77,7 +77,7 @@ export class GatedStorage implements Storage {
 
   async #pass(operation: "commit" | "delete", key: string): Promise<void> {
     if (operation !== this.#operation || key !== this.#key) return;
-    this.#reached.resolve();
+    this.#reached.resolve(undefined);
     await this.#open.promise;
   }
 }
