@@ -25,6 +25,19 @@ export class InterruptedError extends TidemarkError {
   }
 }
 
+/** Of several machines some were done, some not. */
+export class PartlyError extends TidemarkError {
+  /** @param failures by machine */
+  constructor(verb: string, failures: ReadonlyMap<string, TidemarkError>) {
+    const all = [...failures].map(([machine, { message }]) => `machine "${machine}": ${message}`);
+    const [first] = failures.values();
+    super("TM_PARTLY", `Cannot ${verb} all machines: ${all.join("; ")}`, {
+      cause: first,
+      hint: first?.hint,
+    });
+  }
+}
+
 /** Nobody reads standard output any more. */
 export class OutputError extends TidemarkError {
   constructor(cause: Error) {
@@ -35,6 +48,7 @@ export class OutputError extends TidemarkError {
 /** The one place where an error becomes an exit code. */
 export function exitCodeOf(error: unknown): number {
   if (error instanceof InterruptedError) return EXIT.interrupted;
+  if (error instanceof PartlyError) return EXIT.partly;
   if (error instanceof UsageError) return EXIT.usage;
   if (error instanceof NotFoundError) return EXIT.notFound;
   if (error instanceof BusyError) return EXIT.busy;

@@ -44,7 +44,7 @@ export function isEmptyPolicy(policy: RetentionPolicy): boolean {
  * @param now what ages are counted from
  * @param timeZone IANA name of the calendar's time zone
  * @returns a verdict for each point, oldest first
- * @throws {UsageError} for a policy without any rule, which would remove everything, and for counts that are none
+ * @throws {UsageError} for a policy without any rule, which would remove everything, and for counts and patterns that are none
  */
 export function planRetention(
   points: readonly RetainablePoint[],
@@ -84,6 +84,10 @@ function requirePolicy(policy: RetentionPolicy): void {
   const counts = [policy.last, policy.within, ...CALENDAR_PERIODS.map((period) => policy[period])];
   const wrong = counts.find((count) => count !== undefined && !(Number.isSafeInteger(count) && count >= 0));
   if (wrong !== undefined) throw new UsageError(`Cannot keep ${wrong} points: that is no count`);
+  // Most likely a variable of a script that was not set: no point has such a name, and all would go.
+  if (policy.names?.includes("") === true) {
+    throw new UsageError("Cannot keep points by an empty pattern: it matches no name");
+  }
   if (!isEmptyPolicy(policy)) return;
   throw new UsageError("Cannot thin out the points: nothing says which are to be kept", {
     hint: "Name at least one rule, such as --keep-last 10 or --keep-daily 7",

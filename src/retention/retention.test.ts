@@ -179,6 +179,13 @@ describe("planRetention()", () => {
     },
   );
 
+  it("refuses an empty pattern: a script's variable that was not set would cost all points", () => {
+    const policy = { names: ["release-*", ""] };
+    expect(() => planRetention(points, policy, { now: new Date(), timeZone: "UTC" })).toThrow(
+      "an empty pattern",
+    );
+  });
+
   it("has nothing to say of no points", () => {
     expect(planRetention([], { last: 1 }, { now: new Date(), timeZone: "UTC" })).toEqual([]);
   });

@@ -1,4 +1,4 @@
-import { readFile, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { runTidemark, startTidemark, tidemark, type CliResult } from "../support/cli.js";
 import { checkImage, CLEAN, compareImages, createImage, qemuIo, toRaw } from "../support/image.js";
@@ -188,6 +188,21 @@ describe("tidemark flatten, prune and edit", () => {
     expect(shown).toMatchObject({ id: ids[1], name: "before-upgrade", description: "the last good one" });
     await cli("edit", "vm@before-upgrade", "--name", "");
     expect(JSON.parse((await cli("show", `vm@${ids[1]!}`, "--json")).stdout)).toMatchObject({ name: null });
+  });
+});
+
+describe("tidemark prune", () => {
+  it("goes on with the other machines when one fails, and ends with 3; an empty TZ is UTC", async () => {
+    const broken = `${repository}/a/${ids[0]!}`;
+    await mkdir(broken, { recursive: true });
+    await writeFile(`${broken}/point.json`, "no manifest");
+    const environment = { env: { ...options().env, TZ: "" } };
+    const pruned = await runTidemark(["prune", "--keep-daily", "1", "--json"], environment);
+    expect(pruned).toMatchObject({ code: 3, stderr: expect.stringContaining('machine \\"a\\"') as string });
+    expect(JSON.parse(pruned.stdout)).toMatchObject({ removed: ids.slice(0, 3) });
+    expect(await readFile(`${broken}/point.json`, "utf8")).toBe("no manifest");
+    await rm(`${repository}/a`, { recursive: true });
+    expect(await points()).toEqual({ 4: FULL });
   });
 });
 

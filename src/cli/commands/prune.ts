@@ -1,9 +1,10 @@
 import type { Command } from "commander";
-import { NotFoundError } from "../../errors/index.js";
+import { NotFoundError, TidemarkError, UsageError } from "../../errors/index.js";
 import type { RetentionPolicy } from "../../retention/index.js";
 import { prunePoints, type ChainChanges } from "../../rewrite/index.js";
 import { durationArgument, integerArgument, repeatedArgument } from "../arguments.js";
 import { withRepository, type CliContext, type CommonOptions } from "../context.js";
+import { PartlyError } from "../exit-code.js";
 import { renderChanges } from "../render/changes.js";
 import { report } from "../render/output.js";
 import { renderTable } from "../render/table.js";
@@ -59,17 +60,36 @@ EXAMPLES
         });
       }
       const policy = policyOf(options);
-      const timeZone = options.utc === true ? "UTC" : new Intl.DateTimeFormat().resolvedOptions().timeZone;
+      const timeZone = options.utc === true ? "UTC" : localTimeZone();
       const { dryRun } = options;
       const all = new Map<string, ChainChanges>();
+      const failures = new Map<string, TidemarkError>();
       for (const name of machine === undefined ? machines : [machine]) {
         const place = { repository, machine: name, dryRun, signal };
-        all.set(name, await prunePoints({ ...place, policy, timeZone, now: new Date() }));
+        try {
+          all.set(name, await prunePoints({ ...place, policy, timeZone, now: new Date() }));
+        } catch (error) {
+          // One machine that is being backed up just now must not keep the others from being thinned out.
+          const isOwn = error instanceof TidemarkError && !(error instanceof UsageError);
+          if (!isOwn || signal.aborted) throw error;
+          failures.set(name, error);
+        }
       }
+      const [failure] = failures.values();
+      if (failure !== undefined && all.size === 0) throw failure;
       report(context, options, merge([...all.values()], dryRun === true), () =>
         [...all].map(([name, changes]) => renderPlan(name, changes)).join("\n"),
       );
+      if (failure !== undefined) throw new PartlyError("thin out", failures);
     });
+}
+
+/** UTC where the system's zone is none that is known: an empty TZ means that, too. */
+function localTimeZone(): string {
+  const { timeZone } = new Intl.DateTimeFormat().resolvedOptions();
+  // The types say that there is always one.
+  const isKnown = (timeZone as string | undefined) !== undefined && timeZone !== "Etc/Unknown";
+  return isKnown ? timeZone : "UTC";
 }
 
 function policyOf(options: PruneCommandOptions): RetentionPolicy {
