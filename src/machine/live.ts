@@ -106,7 +106,7 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
       return new LiveMachine(qmp, run, place, options, snapshot);
     } catch (error) {
       await qmp?.close();
-      await run?.release();
+      run?.release();
       throw error;
     }
   }
@@ -206,7 +206,7 @@ export class LiveMachine implements QmpSource, AsyncDisposable {
     await this.qmp.close();
     await step("monitor left");
     const isSomethingLeft = this.#leaveRecord || this.#isFrozen;
-    await this.#run?.release({ leaveRecord: isSomethingLeft });
+    this.#run?.release({ leaveRecord: isSomethingLeft });
     await step("machine unlocked");
     // Last: until then the guard would end what is left of the run. So it does when this process could not.
     if (isSomethingLeft) await this.#guard?.leave();

@@ -1,4 +1,5 @@
-import { chown, mkdtemp, rm, rmdir, stat } from "node:fs/promises";
+import { rmdirSync, rmSync } from "node:fs";
+import { chown, mkdtemp, rmdir, stat } from "node:fs/promises";
 import { once } from "node:events";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
@@ -56,10 +57,10 @@ export function isSocketPath(path: string, run: string): boolean {
 }
 
 /** Removes the socket's directory. QEMU removed the socket itself when it stopped the server. */
-export async function removeSocketPath(path: string): Promise<void> {
-  await rm(path, { force: true });
+export function removeSocketPath(path: string): void {
+  rmSync(path, { force: true });
   try {
-    await rmdir(dirname(path));
+    rmdirSync(dirname(path));
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
   }

@@ -84,7 +84,7 @@ async function prepare(
   const socketPath = await prepareSocketPath(run.id, address, request.socketDirectory);
   progress.socketPath = socketPath;
   progress.files = scratch.map(({ file }) => file);
-  await run.plan({ server: socketPath, files: progress.files });
+  run.plan({ server: socketPath, files: progress.files });
   await step("scratch planned");
   for (const item of scratch) await createScratch(qmp, run.id, item, { signal });
   await step("scratch made");

@@ -1,7 +1,6 @@
 import { fstatSync } from "node:fs";
 import { messageOf } from "../../errors/index.js";
 import { step } from "../../flow/index.js";
-import { thisProcess } from "../../process/index.js";
 import type { QmpAddress, QmpClient } from "../../qmp/index.js";
 import { GuardError, ScratchFullError } from "../errors.js";
 import type { Run } from "../run/run.js";
@@ -128,7 +127,7 @@ export class Protection {
       const { guard, identity } = await GuardProcess.start(
         {
           ...{ run: run.id, runDirectory: run.directory, address },
-          ...{ agent: await thisProcess(), scratch: this.#scratch },
+          ...{ agent: run.record.holder, scratch: this.#scratch },
         },
         {
           qmp: qmp.fileDescriptor,
@@ -142,7 +141,7 @@ export class Protection {
       void guard.full.then((what) => this.#onFull(what));
       await step("guard holds");
       try {
-        await run.plan({ guard: identity });
+        run.plan({ guard: identity });
         await step("guard recorded");
       } finally {
         // Two that hold would both end the run some day.

@@ -59,7 +59,11 @@ async function claim({ run, runDirectory }: HoldOrder): Promise<void> {
   const record = (await findRecord(runDirectory, run).catch(() => undefined))?.record;
   if (record === undefined || record.guard?.pid === guard.pid) return;
   // Without room for it the run is ended all the same, perhaps side by side with the next one's clean-up.
-  await writeRecord(runDirectory, { ...record, guard }).catch(() => undefined);
+  try {
+    writeRecord(runDirectory, { ...record, guard });
+  } catch (error) {
+    if (!(error instanceof Error && "syscall" in error)) throw error;
+  }
 }
 
 /** Whether QEMU did not answer in time. */

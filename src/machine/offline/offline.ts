@@ -92,7 +92,7 @@ export class OfflineMachine implements QmpSource, AsyncDisposable {
       return machine;
     } catch (error) {
       await daemon?.[Symbol.asyncDispose]();
-      await run.release();
+      run.release();
       throw error;
     }
   }
@@ -192,7 +192,7 @@ export class OfflineMachine implements QmpSource, AsyncDisposable {
       await this.#daemon.stop();
       await step("monitor left");
     } finally {
-      await this.#run.release({ leaveRecord: this.#leaveRecord });
+      this.#run.release({ leaveRecord: this.#leaveRecord });
       await step("machine unlocked");
     }
   }

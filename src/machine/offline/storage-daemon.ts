@@ -1,5 +1,6 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
+import { rmSync } from "node:fs";
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -111,7 +112,12 @@ export class StorageDaemon implements AsyncDisposable {
     const exit = this.#exited();
     this.#child.kill("SIGKILL");
     await exit;
-    await rm(this.directory, { recursive: true, force: true }).catch(() => undefined);
+    try {
+      // By this thread: see tearDown().
+      rmSync(this.directory, { recursive: true, force: true });
+    } catch (error) {
+      if (!(error instanceof Error && "syscall" in error)) throw error;
+    }
   }
 
   async #exited(): Promise<number | null> {

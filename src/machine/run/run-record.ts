@@ -1,4 +1,5 @@
-import { readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { renameSync, rmSync, writeFileSync } from "node:fs";
+import { readdir, readFile, stat } from "node:fs/promises";
 import { basename, isAbsolute, join } from "node:path";
 import { TidemarkError } from "../../errors/index.js";
 import { parseRunObject } from "../../point/index.js";
@@ -45,15 +46,18 @@ const SILENCE = 60_000;
 
 const RUN_FILE = /^([0-9a-f]{8})\.json$/;
 
-/** Writes a record, visible at once or not at all. */
-export async function writeRecord(directory: string, record: RunRecord): Promise<void> {
+/**
+ * Writes a record, visible at once or not at all. By this thread, as `removeRecord`: those that Node has for files may
+ * all wait for a repository that does not answer, and a machine is freed all the same.
+ */
+export function writeRecord(directory: string, record: RunRecord): void {
   const path = pathOf(directory, record.run);
-  await writeFile(`${path}.new`, JSON.stringify(record), { mode: 0o600 });
-  await rename(`${path}.new`, path);
+  writeFileSync(`${path}.new`, JSON.stringify(record), { mode: 0o600 });
+  renameSync(`${path}.new`, path);
 }
 
-export async function removeRecord(directory: string, run: string): Promise<void> {
-  await rm(pathOf(directory, run), { force: true });
+export function removeRecord(directory: string, run: string): void {
+  rmSync(pathOf(directory, run), { force: true });
 }
 
 /**

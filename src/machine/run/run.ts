@@ -37,7 +37,6 @@ export class Run {
   readonly id: string;
   readonly directory: string;
   #record: RunRecord;
-  #writing: Promise<void> = Promise.resolve();
   readonly #heartbeat: NodeJS.Timeout;
 
   private constructor(directory: string, record: RunRecord) {
@@ -71,10 +70,10 @@ export class Run {
         server: null,
         files: [],
       };
-      await writeRecord(runDirectory, record);
+      writeRecord(runDirectory, record);
       const rival = await findRival(runDirectory, record);
       if (rival === undefined) return new Run(runDirectory, record);
-      await removeRecord(runDirectory, record.run);
+      removeRecord(runDirectory, record.run);
       const isSoonOver = rival.liveness === "ending" && performance.now() < started + GUARD_PATIENCE;
       if (!isSoonOver && attempt === TRIES) throw busy(place, rival);
       if (!isSoonOver) attempt += 1;
@@ -87,12 +86,10 @@ export class Run {
     return this.#record;
   }
 
-  /** Writes down what is about to be made. Resolves when it is in the state file. */
-  async plan(made: Partial<Pick<RunRecord, "guard" | "server" | "files">>): Promise<void> {
+  /** Writes down, in the state file, what is about to be made. */
+  plan(made: Partial<Pick<RunRecord, "guard" | "server" | "files">>): void {
     this.#record = { ...this.#record, ...made };
-    const record = this.#record;
-    this.#writing = this.#writing.then(() => writeRecord(this.directory, record));
-    await this.#writing;
+    writeRecord(this.directory, this.#record);
   }
 
   /**
@@ -101,9 +98,9 @@ export class Run {
    * @param options.leaveRecord something is left behind: the record stays, and tells whoever comes that its
    *   run is dead once this process has ended
    */
-  async release(options: { readonly leaveRecord?: boolean } = {}): Promise<void> {
+  release(options: { readonly leaveRecord?: boolean } = {}): void {
     clearInterval(this.#heartbeat);
-    if (options.leaveRecord !== true) await removeRecord(this.directory, this.id);
+    if (options.leaveRecord !== true) removeRecord(this.directory, this.id);
   }
 }
 
@@ -141,7 +138,7 @@ async function findRival(directory: string, own: RunRecord): Promise<FoundRun | 
       ({ run, record, liveness }) => run !== own.run && liveness !== "dead" && record?.machine.key === key,
     );
   } catch (error) {
-    await removeRecord(directory, own.run);
+    removeRecord(directory, own.run);
     throw error;
   }
 }

@@ -39,6 +39,6 @@ export async function endRun(qmp: QmpClient | undefined, remains: RunRemains): P
   if (qmp !== undefined) await removeBitmaps(qmp, bitmaps);
   // Its storage daemon, if it had one, has ended: the kernel saw to that.
   await rm(daemonDirectoryOf(directory, run), { recursive: true, force: true });
-  await removeRecord(directory, run);
+  removeRecord(directory, run);
   await rm(`${pathOf(directory, run)}.new`, { force: true });
 }

@@ -1,4 +1,4 @@
-import { rm } from "node:fs/promises";
+import { rmSync } from "node:fs";
 import { messageOf } from "../../errors/index.js";
 import { step } from "../../flow/index.js";
 import { QmpCommandError, type QmpClient } from "../../qmp/index.js";
@@ -33,6 +33,8 @@ export interface TeardownPlan {
  * and nodes from the top. The nodes come last because they show that a server at the run's socket is this
  * QEMU's: a run makes them before it starts its server, so wherever it died, both are there or no server is.
  *
+ * Files are deleted by this thread: those that Node has for files may all wait for a repository that does not answer.
+ *
  * A step that fails does not keep the others from being done, but while QEMU may still serve an export, connections
  * stay open and the server stays up.
  *
@@ -60,7 +62,7 @@ export async function tearDown(qmp: QmpClient | undefined, plan: TeardownPlan): 
     }
   }
   await step("nodes deleted");
-  for (const file of files) await steps.try(`delete ${file}`, () => rm(file, { force: true }));
+  for (const file of files) await steps.try(`delete ${file}`, () => rmSync(file, { force: true }));
   const { socketPath } = plan;
   // A server that still runs is known by its socket, to whoever goes on with this.
   if (stopped && socketPath !== null)
@@ -176,7 +178,7 @@ class Steps {
   readonly #problems: string[] = [];
   #cause: unknown;
 
-  async try(what: string, step: () => Promise<unknown>): Promise<boolean> {
+  async try(what: string, step: () => unknown): Promise<boolean> {
     try {
       await step();
       return true;
