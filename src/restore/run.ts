@@ -4,7 +4,8 @@ import { TidemarkError, UsageError } from "../errors/index.js";
 import type { Extent } from "../extent/index.js";
 import { RateLimit } from "../flow/index.js";
 import type { PointChain, Repository } from "../repository/index.js";
-import { FrameDecoder, streamChain } from "../transfer/index.js";
+import { ObjectReplacedError } from "../storage/index.js";
+import { FrameDecoder, streamChain, type DiskPiece } from "../transfer/index.js";
 import { prepareTarget, type TargetFormat, type TargetPlace } from "./target/open.js";
 import type { PreparedTarget } from "./target/target.js";
 
@@ -66,7 +67,8 @@ export interface RestoredDisk {
 /** One disk on its way. */
 interface Job {
   readonly name: string;
-  readonly opened: PointChain;
+  /** Another one when the chain was rewritten meanwhile. */
+  opened: PointChain;
   readonly target: PreparedTarget;
 }
 
@@ -102,23 +104,23 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     for (const job of jobs) disks.push(await restoreDisk(job, decoder, options));
     return { machine, point, disks };
   } finally {
-    for (const { opened, target } of jobs) {
-      await target.dispose();
-      await opened.close();
+    for (const job of jobs) {
+      await job.target.dispose();
+      await job.opened.close();
     }
     await decoder.stop();
   }
 }
 
 async function restoreDisk(job: Job, decoder: FrameDecoder, options: RestoreOptions): Promise<RestoredDisk> {
-  const { name, opened, target: prepared } = job;
+  const { name, target: prepared } = job;
   const { signal, observer, bandwidth = Infinity } = options;
   try {
     const range = await rangeOf(job, decoder, options);
     const rate = new RateLimit(bandwidth);
     const target = await prepared.begin(range.length);
     try {
-      for await (const { offset, length, bytes } of streamChain(opened.chain, range, decoder, { signal })) {
+      for await (const { offset, length, bytes } of readDisk(job, range, decoder, options)) {
         signal?.throwIfAborted();
         if (bytes !== undefined) await rate.pass(length, { signal });
         const at = offset - range.offset;
@@ -133,7 +135,37 @@ async function restoreDisk(job: Job, decoder: FrameDecoder, options: RestoreOpti
     }
     return { name, target: prepared.name, bytes: range.length, writtenBytes: target.written };
   } catch (error) {
-    throw await opened.explain(asTargetError(error, job));
+    throw await job.opened.explain(asTargetError(error, job));
+  }
+}
+
+/** How often a chain is opened anew that is rewritten again and again, without coming forward. */
+const ATTEMPTS = 8;
+
+/** Streams a range of a disk; goes on where it was when the chain is rewritten meanwhile, which reads alike. */
+async function* readDisk(
+  job: Job,
+  range: Extent,
+  decoder: FrameDecoder,
+  { repository, machine, point, signal }: RestoreOptions,
+): AsyncGenerator<DiskPiece> {
+  const end = range.offset + range.length;
+  for (let at = range.offset, failures = 0; ;) {
+    try {
+      const rest = { offset: at, length: end - at };
+      for await (const piece of streamChain(job.opened.chain, rest, decoder, { signal })) {
+        yield piece;
+        at = piece.offset + piece.length;
+        failures = 0;
+      }
+      return;
+    } catch (error) {
+      if (!(error instanceof ObjectReplacedError) || failures === ATTEMPTS) throw error;
+      failures += 1;
+    }
+    const old = job.opened;
+    job.opened = await repository.openChain(machine, point, job.name, { signal });
+    await old.close();
   }
 }
 

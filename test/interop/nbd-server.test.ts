@@ -208,6 +208,23 @@ describe("NbdServer", () => {
     expect(problems).toEqual(["broken sector"]);
   });
 
+  it("serves many connections without a warning of Node's", async () => {
+    const warnings: Error[] = [];
+    const note = (warning: Error): void => void warnings.push(warning);
+    process.on("warning", note);
+    try {
+      const address = { transport: "unix", path: directory.file("s") } as const;
+      const clients = await Promise.all(
+        Array.from({ length: 12 }, () => connect(address, { exportName: "sda" })),
+      );
+      await new Promise(setImmediate);
+      await Promise.all(clients.map((client) => client.close()));
+    } finally {
+      process.off("warning", note);
+    }
+    expect(warnings).toEqual([]);
+  });
+
   it("hangs up on its clients and leaves no socket when closed", async () => {
     const client = await connect(server.address, { exportName: "sda" });
     await server.close();

@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { chmod, rm } from "node:fs/promises";
 import { createServer, type Server, type Socket } from "node:net";
 import { UsageError, messageOf } from "../../errors/index.js";
@@ -38,6 +39,8 @@ export class NbdServer {
     this.#server = server;
     this.address = address;
     this.#options = options;
+    // Every connection listens.
+    setMaxListeners(0, this.#stop.signal);
     server.on("connection", (socket) => this.#welcome(socket));
   }
 
