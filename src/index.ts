@@ -36,4 +36,18 @@ export {
   type Repository,
 } from "./repository/index.js";
 export { restore, type RestoreOptions, type RestoreResult } from "./restore/index.js";
+export {
+  deletePoint,
+  editPoint,
+  flattenPoint,
+  prunePoints,
+  type ChainChanges,
+  type DeleteOptions,
+  type EditOptions,
+  type FlattenOptions,
+  type PruneOptions,
+} from "./rewrite/index.js";
+export { isEmptyPolicy, type RetentionPolicy } from "./retention/index.js";
+export { servePoint, type PointServer, type ServeOptions } from "./serve/index.js";
 export { LocalStorage, type Storage } from "./storage/index.js";
+export { verifyMachine, type Problem, type VerifyOptions, type VerifyReport } from "./verify/index.js";
