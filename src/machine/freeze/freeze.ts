@@ -147,6 +147,8 @@ async function undo(freeze: Freeze, progress: Progress, error: unknown): Promise
     await using reached = await reach(qmp, address);
     const { socketPath, files } = progress;
     await tearDown(reached.qmp, { run: run.id, socketPath, files });
+    // Its file system may stay full: that is no longer this run's doing.
+    guard?.watch([]);
     if (progress.isFrozen && reached.qmp !== undefined) {
       const { repositoryTag: repository, checkpoint } = request;
       const made = request.disks.flatMap(({ disk: { node }, token }, number) => [
