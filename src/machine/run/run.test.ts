@@ -20,7 +20,7 @@ afterEach(async () => {
 
 /** The record of a run that another process has, or had. */
 async function plant(holder: Partial<ProcessIdentity>, changes: Partial<RunRecord> = {}): Promise<void> {
-  await writeRecord(directory, {
+  writeRecord(directory, {
     version: 1,
     run: "01234567",
     holder: { ...(await thisProcess()), ...holder },
@@ -36,10 +36,10 @@ describe("Run.acquire()", () => {
     const run = await Run.acquire(directory, MONITOR);
     await expect(Run.acquire(directory, MONITOR)).rejects.toThrow(RunBusyError);
     const other = await Run.acquire(directory, { ...MONITOR, key: "tcp:localhost:2" });
-    await other.release();
-    await run.release();
+    other.release();
+    run.release();
     const next = await Run.acquire(directory, MONITOR);
-    await next.release();
+    next.release();
     expect(await readdir(directory)).toEqual([]);
   });
 
@@ -49,7 +49,7 @@ describe("Run.acquire()", () => {
     );
     const winners = results.filter((result) => result.status === "fulfilled");
     expect(winners.length).toBeLessThanOrEqual(1);
-    for (const winner of winners) await winner.value.release();
+    for (const winner of winners) winner.value.release();
   });
 
   it("is not kept out by a dead run, whose record stays for the clean-up", async () => {
@@ -57,7 +57,7 @@ describe("Run.acquire()", () => {
     await plant({ startTime: "1" });
     const run = await Run.acquire(directory, MONITOR);
     expect((await readRecords(directory)).map(({ liveness }) => liveness).sort()).toEqual(["alive", "dead"]);
-    await run.release();
+    run.release();
   });
 
   it("waits for the guard of a dead run, and then has the machine", async () => {
@@ -75,7 +75,7 @@ describe("Run.acquire()", () => {
     }
     isOver = true;
     await rm(join(directory, "01234567.json"));
-    await (await acquired).release();
+    (await acquired).release();
   });
 
   it("counts a run as dead when its guard is dead as well", async () => {
@@ -83,7 +83,7 @@ describe("Run.acquire()", () => {
     await plant({ startTime: "1" }, { guard: { ...(await thisProcess()), startTime: "1" } });
     const run = await Run.acquire(directory, MONITOR);
     expect((await readRecords(directory)).map(({ liveness }) => liveness).sort()).toEqual(["alive", "dead"]);
-    await run.release();
+    run.release();
   });
 
   it("takes a run of another pid namespace for alive until it has been silent for long", async () => {
@@ -93,7 +93,7 @@ describe("Run.acquire()", () => {
     const past = new Date(Date.now() - 61_000);
     await utimes(join(directory, "01234567.json"), past, past);
     const run = await Run.acquire(directory, MONITOR);
-    await run.release();
+    run.release();
   });
 
   it("refuses a directory that others can change", async () => {
@@ -144,7 +144,7 @@ describe("Run.acquire()", () => {
     expect(await readRecords(directory)).toContainEqual({
       ...{ run: "01234567", record: undefined, liveness: "dead" },
     });
-    await run.release();
+    run.release();
   });
 
   it.each([
@@ -161,10 +161,10 @@ describe("Run.acquire()", () => {
   it("writes down what is planned before it is made", async () => {
     const run = await Run.acquire(directory, MONITOR);
     const files = [`/x/tm-${run.id}-0-scr.qcow2`];
-    await run.plan({ server: "/x/nbd.sock", files });
+    run.plan({ server: "/x/nbd.sock", files });
     const [found] = await readRecords(directory);
     expect(found?.record).toMatchObject({ run: run.id, server: "/x/nbd.sock", files });
-    await run.release({ leaveRecord: true });
+    run.release({ leaveRecord: true });
     expect(await readdir(directory)).toEqual([`${run.id}.json`]);
   });
 });
