@@ -19,6 +19,7 @@ import { closePlans, planDisks, type DiskPlan } from "./disk-plan.js";
 import { describePoint } from "./manifest.js";
 import { newestIdOf } from "./newest.js";
 import type { BackupObserver } from "./observer.js";
+import { oddities } from "./oddities.js";
 import { PointImages } from "./point-images.js";
 
 /** Most workers that a backup uses by itself. */
@@ -94,7 +95,7 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   });
   try {
     for (const plan of plans) options.observer?.disk?.(announce(plan));
-    warnOfMissing(plans, newest, options.observer);
+    for (const message of oddities(plans, newest)) options.observer?.warning?.(message);
     await step("planned");
     const point = await backupDisks(
       machine,
@@ -214,19 +215,6 @@ async function warnOfOtherName(
     const what = `The repository has points of this machine (UUID ${uuid}) under the name "${other}"`;
     observer.warning(`${what}: "${machine}" begins a new chain`);
   }
-}
-
-/** A point that lacks a disk is easily taken for a whole one. */
-function warnOfMissing(
-  plans: readonly DiskPlan[],
-  newest: PointManifest | undefined,
-  observer: BackupObserver | undefined,
-): void {
-  const here = new Set(plans.flatMap(({ name, token }) => [name, token]));
-  const missing = newest?.disks.filter(({ name, token }) => !here.has(name) && !here.has(token)) ?? [];
-  if (missing.length === 0) return;
-  const names = missing.map(({ name }) => `"${name}"`).join(", ");
-  observer?.warning?.(`This point lacks ${names}, which the point before it has`);
 }
 
 function announce({ name, base, reason }: DiskPlan): {

@@ -1,6 +1,7 @@
 import { mkdir, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { describe, expect, it, vi } from "vitest";
 import { temporaryDirectory } from "../support/temporary.js";
+import { writeNoise } from "../support/image.js";
 import { run } from "../support/tools.js";
 import { GuardedRig, isLong } from "./guard-fixture.js";
 
@@ -52,6 +53,36 @@ describe("a backup whose scratch is on a file system that is too small", () => {
       await guarded.expectNextRight();
     },
   );
+});
+
+describe("a backup whose repository is on a file system that is too small", () => {
+  it("says so, leaves nothing in the machine nor there, and goes on once there is room", async () => {
+    await using guarded = await GuardedRig.create({ iothread: true }, undefined, 24 * MiB);
+    const { rig } = guarded;
+    const before = rig.directory.file("before");
+    await run("cp", ["-a", rig.repository, before]);
+    await rm(rig.repository, { recursive: true });
+    await mkdir(rig.repository);
+    const taken = Number((await run("du", ["-sk", before])).stdout.split("\t")[0]);
+    const size = (KiB: number): string => `size=${KiB}k`;
+    await using _mount = await mounted(rig.repository, "-t", "tmpfs", "-o", size(taken + 2048), "none");
+    await run("cp", ["-a", `${before}/.`, rig.repository]);
+    await rm(before, { recursive: true });
+    // Noise: it takes as much room there as on the disk.
+    const noise = await writeNoise(rig.directory.file("noise"), 6 * MiB, 3);
+    await rig.machine.qemuIo("vda", `write -s ${noise} 6M 6M`);
+    const result = await rig.run(rig.backupArguments());
+    expect(result.code).toBe(1);
+    expect(result.events().at(-1)).toMatchObject({
+      event: "error",
+      message: expect.stringContaining("no space is left") as string,
+      hint: expect.any(String) as string,
+    });
+    await guarded.expectNothingLeft();
+    await guarded.expectTidyRepository();
+    await run("mount", ["-o", `remount,${size(200 * 1024)}`, rig.repository]);
+    await guarded.expectNextRight();
+  });
 });
 
 describe("a backup whose repository is unmounted under it", () => {

@@ -180,6 +180,8 @@ describe("tidemark flatten, prune and edit", () => {
     await cli("edit", "vm@p2", "--name", "before-upgrade", "--description", "the last good one");
     const args = ["prune", "vm", "--keep-name", "before-*", "--keep-daily", "1"];
     const plan = await cli(...args, "--dry-run");
+    expect(plan.stdout).toMatch(new RegExp(`${ids[2]!}  remove`));
+    expect(plan.stdout).not.toContain("nothing to do");
     expect(plan.stdout).toMatch(new RegExp(`${ids[1]!}  keep +name matches "before-\\*"`));
     expect(plan.stdout).toMatch(new RegExp(`${ids[3]!}  keep +current, daily`));
     await cli(...args);

@@ -116,10 +116,13 @@ function merge(all: readonly ChainChanges[], dryRun: boolean): ChainChanges {
 }
 
 function renderPlan(machine: string, changes: ChainChanges): string {
+  const { dryRun, kept, removed, rewritten } = changes;
   const verdicts = [
-    ...changes.kept.map(({ id, reasons }) => [id, "keep", reasons.join(", ")]),
-    ...changes.removed.map((id) => [id, "remove", ""]),
+    ...kept.map(({ id, reasons }) => [id, "keep", reasons.join(", ")]),
+    ...removed.map((id) => [id, dryRun ? "remove" : "removed", ""]),
   ].sort(([a = ""], [b = ""]) => (a < b ? -1 : 1));
   const table = renderTable([{ title: "POINT" }, { title: "VERDICT" }, { title: "WHY" }], verdicts);
-  return `${machine}\n${table}${renderChanges({ ...changes, removed: [] }, machine)}`;
+  const isIdle = removed.length + rewritten.length === 0;
+  const moved = isIdle || rewritten.length > 0 ? renderChanges({ ...changes, removed: [] }, machine) : "";
+  return `${machine}\n${table}${moved}`;
 }

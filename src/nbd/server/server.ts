@@ -57,6 +57,7 @@ export class NbdServer {
         reject(
           new UsageError(`Cannot listen at ${describeAddress(address)}: ${messageOf(error)}`, {
             cause: error,
+            hint: "Its directory must exist, and nothing else may listen or lie there",
           }),
         ),
       );
