@@ -65,6 +65,7 @@ const QEMU = [
   "qemu-io",
   "qemu-nbd",
   "qemu-storage-daemon",
+  "mkfs.ext4",
   "make",
   "python3",
 ];
