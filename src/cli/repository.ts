@@ -56,6 +56,24 @@ export function directoryOf(where: string): string {
   );
 }
 
+/**
+ * The machines that a command is about: the one that was named, or all.
+ *
+ * @throws {NotFoundError} when the repository has no such machine
+ */
+export async function machinesAt(
+  repository: Repository,
+  machine: string | undefined,
+  { signal }: CliContext,
+): Promise<readonly string[]> {
+  const machines = await repository.machines({ signal });
+  if (machine === undefined) return machines;
+  if (machines.includes(machine)) return [machine];
+  throw new NotFoundError("TM_MACHINE_NOT_FOUND", `The repository has no machine "${machine}"`, {
+    hint: `Its machines: ${machines.join(", ") || "none"}`,
+  });
+}
+
 /** A reference that names a point: what changes one must not guess which. @throws {UsageError} for a machine alone */
 export function requirePoint(reference: string): string {
   if (parsePointReference(reference).selector !== undefined) return reference;

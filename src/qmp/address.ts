@@ -7,8 +7,8 @@ export type QmpAddress =
 
 const HOST_AND_PORT = /^(?:tcp:)?(?:\[([0-9A-Fa-f:.%]+)\]|([^:/[\]]+)):(\d{1,5})$/;
 
-/** sockaddr_un.sun_path has 108 bytes, the last of them zero. */
-const LONGEST_SOCKET_PATH = 107;
+/** Bytes of the longest path that a unix socket can have: sockaddr_un.sun_path has 108, the last of them zero. */
+export const LONGEST_SOCKET_PATH = 107;
 
 /**
  * Reads `/path`, `unix:/path`, `tcp:host:port`, `host:port` or `[v6 address]:port`. A text without a

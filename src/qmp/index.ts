@@ -9,7 +9,7 @@
  *
  * Specification: docs/interop/qmp-spec.txt and the QAPI reference of QEMU.
  */
-export { formatQmpAddress, parseQmpAddress, type QmpAddress } from "./address.js";
+export { formatQmpAddress, LONGEST_SOCKET_PATH, parseQmpAddress, type QmpAddress } from "./address.js";
 export { QmpClient, type ConnectOptions, type ExecuteOptions } from "./client.js";
 export type {
   CommandArguments,

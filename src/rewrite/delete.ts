@@ -1,9 +1,16 @@
-import { NotFoundError, UsageError } from "../errors/index.js";
+import { UsageError } from "../errors/index.js";
 import type { PointManifest } from "../repository/index.js";
 import { descendantsOf, planRemoval } from "./plan.js";
 import type { RewriteContext } from "./rewrite-image.js";
 import { removePoints } from "./run.js";
-import { estimate, includesCurrent, onChain, type ChainChanges, type ChangeChainOptions } from "./session.js";
+import {
+  requirePoint,
+  estimate,
+  includesCurrent,
+  onChain,
+  type ChainChanges,
+  type ChangeChainOptions,
+} from "./session.js";
 
 /** What goes with a point. */
 export const DELETE_SCOPES = ["point", "children", "children-only", "metadata-only"] as const;
@@ -30,12 +37,7 @@ export interface DeleteOptions extends ChangeChainOptions {
 export async function deletePoint(options: DeleteOptions): Promise<ChainChanges> {
   const { point: id, scope = "point", dryRun = false } = options;
   return await onChain(options, async (points, context) => {
-    if (!points.some((point) => point.id === id)) {
-      throw new NotFoundError(
-        "TM_POINT_NOT_FOUND",
-        `Cannot find point ${id} of machine "${options.machine}"`,
-      );
-    }
+    requirePoint(points, id, options.machine);
     const ids = chosen(points, id, scope);
     if (options.force !== true && includesCurrent(points, ids)) throw wouldLoseCurrent(options.machine);
     const changes = { dryRun, removed: [...ids].sort(), rewritten: [], kept: [] };

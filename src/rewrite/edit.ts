@@ -1,6 +1,6 @@
-import { NotFoundError, UsageError } from "../errors/index.js";
+import { UsageError } from "../errors/index.js";
 import { requirePointText, standingPoints, type PointManifest } from "../repository/index.js";
-import { onChain, type ChangeChainOptions } from "./session.js";
+import { requirePoint, onChain, type ChangeChainOptions } from "./session.js";
 
 export interface EditOptions extends Omit<ChangeChainOptions, "dryRun"> {
   /** Id. */
@@ -22,9 +22,7 @@ export async function editPoint(options: EditOptions): Promise<PointManifest> {
   const { repository, machine, point: id, name, description } = options;
   requirePointText({ name: name === "" ? undefined : name, description });
   return await onChain(options, async (points, context) => {
-    if (!points.some((point) => point.id === id)) {
-      throw new NotFoundError("TM_POINT_NOT_FOUND", `Cannot find point ${id} of machine "${machine}"`);
-    }
+    requirePoint(points, id, machine);
     const holder = standingPoints(points).find(
       (point) => point.id !== id && name !== undefined && name !== "" && point.name === name,
     );

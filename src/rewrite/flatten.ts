@@ -1,7 +1,6 @@
-import { NotFoundError } from "../errors/index.js";
 import { planFlatten } from "./plan.js";
 import { rewriteImages } from "./run.js";
-import { estimate, onChain, type ChainChanges, type ChangeChainOptions } from "./session.js";
+import { requirePoint, estimate, onChain, type ChainChanges, type ChangeChainOptions } from "./session.js";
 
 export interface FlattenOptions extends ChangeChainOptions {
   /** Id. */
@@ -16,9 +15,7 @@ export interface FlattenOptions extends ChangeChainOptions {
 export async function flattenPoint(options: FlattenOptions): Promise<ChainChanges> {
   const { point: id, machine, dryRun = false } = options;
   return await onChain(options, async (points, context) => {
-    if (!points.some((point) => point.id === id)) {
-      throw new NotFoundError("TM_POINT_NOT_FOUND", `Cannot find point ${id} of machine "${machine}"`);
-    }
+    requirePoint(points, id, machine);
     const merges = planFlatten(points, id);
     const rewritten = dryRun
       ? await estimate(merges, context)

@@ -1,4 +1,5 @@
 import type { IoOptions } from "../bytes/index.js";
+import { NotFoundError } from "../errors/index.js";
 import { anySignal } from "../flow/index.js";
 import { currentPoint, standingPoints, type PointManifest, type Repository } from "../repository/index.js";
 import type { ImageMerge } from "./plan.js";
@@ -50,6 +51,12 @@ export async function onChain<T>(
   await repository.collectGarbage(machine, lock, io);
   const points = await repository.points(machine, io);
   return await work(points, { repository, machine, level: LEVEL, fence, ...io });
+}
+
+/** @throws {NotFoundError} when there is no such point */
+export function requirePoint(points: readonly PointManifest[], id: string, machine: string): void {
+  if (points.some((point) => point.id === id)) return;
+  throw new NotFoundError("TM_POINT_NOT_FOUND", `Cannot find point ${id} of machine "${machine}"`);
 }
 
 /** What writing images anew would move. */

@@ -1,13 +1,12 @@
 import type { Command } from "commander";
 import { formatSize } from "../../bytes/index.js";
-import { NotFoundError } from "../../errors/index.js";
 import { pointTree, type PointLine } from "../../inspect/index.js";
 import { standingPoints } from "../../repository/index.js";
 import { withRepository, type CliContext, type CommonOptions } from "../context.js";
 import { report } from "../render/output.js";
 import { formatTime, kindOf, pointView, storedBytes } from "../render/point.js";
 import { renderTable } from "../render/table.js";
-import { repositoryAt } from "../repository.js";
+import { machinesAt, repositoryAt } from "../repository.js";
 
 export function declare(command: Command, context: CliContext): void {
   withRepository(command.argument("[machine]", "only the points of this machine"))
@@ -18,15 +17,10 @@ export function declare(command: Command, context: CliContext): void {
     .action(async (machine: string | undefined, options: CommonOptions & { repo?: string }) => {
       const repository = await repositoryAt(options, context);
       const { signal } = context;
-      const machines = await repository.machines({ signal });
-      if (machine !== undefined && !machines.includes(machine)) {
-        throw new NotFoundError("TM_MACHINE_NOT_FOUND", `The repository has no machine "${machine}"`, {
-          hint: `Its machines: ${machines.join(", ") || "none"}`,
-        });
-      }
+      const machines = await machinesAt(repository, machine, context);
       const lists = new Map<string, PointLine[]>();
       const problems: Error[] = [];
-      for (const name of machine === undefined ? machines : [machine]) {
+      for (const name of machines) {
         const { points, unreadable } = await repository.survey(name, { signal });
         lists.set(name, pointTree(standingPoints(points)));
         problems.push(...unreadable.map(({ error }) => error));

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { NotFoundError, TidemarkError, UsageError } from "../../errors/index.js";
+import { TidemarkError, UsageError } from "../../errors/index.js";
 import type { RetentionPolicy } from "../../retention/index.js";
 import { prunePoints, type ChainChanges } from "../../rewrite/index.js";
 import { durationArgument, integerArgument, repeatedArgument } from "../arguments.js";
@@ -8,7 +8,7 @@ import { PartlyError } from "../exit-code.js";
 import { renderChanges } from "../render/changes.js";
 import { report } from "../render/output.js";
 import { renderTable } from "../render/table.js";
-import { repositoryAt } from "../repository.js";
+import { machinesAt, repositoryAt } from "../repository.js";
 
 interface PruneCommandOptions extends CommonOptions {
   readonly repo?: string;
@@ -53,18 +53,13 @@ EXAMPLES
     .action(async (machine: string | undefined, options: PruneCommandOptions) => {
       const repository = await repositoryAt(options, context);
       const { signal } = context;
-      const machines = await repository.machines({ signal });
-      if (machine !== undefined && !machines.includes(machine)) {
-        throw new NotFoundError("TM_MACHINE_NOT_FOUND", `The repository has no machine "${machine}"`, {
-          hint: `Its machines: ${machines.join(", ") || "none"}`,
-        });
-      }
+      const machines = await machinesAt(repository, machine, context);
       const policy = policyOf(options);
       const timeZone = options.utc === true ? "UTC" : localTimeZone();
       const { dryRun } = options;
       const all = new Map<string, ChainChanges>();
       const failures = new Map<string, TidemarkError>();
-      for (const name of machine === undefined ? machines : [machine]) {
+      for (const name of machines) {
         const place = { repository, machine: name, dryRun, signal };
         try {
           all.set(name, await prunePoints({ ...place, policy, timeZone, now: new Date() }));

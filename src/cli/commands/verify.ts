@@ -1,12 +1,12 @@
 import { Option, type Command } from "commander";
-import { DamageError, NotFoundError } from "../../errors/index.js";
+import { DamageError } from "../../errors/index.js";
 import { parsePointReference } from "../../repository/index.js";
 import { verifyMachine, type Problem } from "../../verify/index.js";
 import { integerArgument, rateArgument } from "../arguments.js";
 import { withRepository, type CliContext, type CommonOptions } from "../context.js";
 import { markReported, withEvents, type EmitEvent } from "../render/output.js";
 import { progressFor } from "../render/progress.js";
-import { pointAt, repositoryAt } from "../repository.js";
+import { machinesAt, pointAt, repositoryAt } from "../repository.js";
 
 interface VerifyCommandOptions extends CommonOptions {
   readonly repo?: string;
@@ -60,14 +60,9 @@ async function run(
 ): Promise<Findings> {
   const repository = await repositoryAt(options, context);
   const { signal } = context;
-  const machines = await repository.machines({ signal });
   const { machine, selector } =
     reference === undefined ? { machine: undefined, selector: undefined } : parsePointReference(reference);
-  if (machine !== undefined && !machines.includes(machine)) {
-    throw new NotFoundError("TM_MACHINE_NOT_FOUND", `The repository has no machine "${machine}"`, {
-      hint: `Its machines: ${machines.join(", ") || "none"}`,
-    });
-  }
+  const machines = await machinesAt(repository, machine, context);
   const point =
     reference === undefined || selector === undefined
       ? undefined
@@ -77,7 +72,7 @@ async function run(
   const progress = progressFor(context, options, emit);
   const { workers, bandwidth } = options;
   try {
-    for (const name of machine === undefined ? machines : [machine]) {
+    for (const name of machines) {
       const observer = {
         progress: (event: { done: number; total: number }) => progress.update({ disk: name, ...event }),
         problem: (problem: Problem) => emit({ event: "problem", machine: name, ...problem }),

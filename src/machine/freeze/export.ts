@@ -6,14 +6,14 @@ import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import type { IoOptions } from "../../bytes/index.js";
 import { TidemarkError } from "../../errors/index.js";
-import { formatRunObject } from "../../point/index.js";
-import { QmpCommandError, type QmpAddress, type QmpClient } from "../../qmp/index.js";
+import { formatRunObject, newRunId } from "../../point/index.js";
+import { LONGEST_SOCKET_PATH, QmpCommandError, type QmpAddress, type QmpClient } from "../../qmp/index.js";
 import { ForeignServerError } from "../errors.js";
 
-/** sockaddr_un.sun_path has 108 bytes, the last of them zero. */
-const LONGEST_SOCKET_PATH = 107;
 const SOCKET = "nbd.sock";
 const DIRECTORY_PREFIX = "tm-";
+/** Characters that mkdtemp() makes a name unique with. */
+const UNIQUE_LENGTH = 6;
 
 /**
  * Makes a directory for the NBD socket that QEMU can use and strangers cannot: mode 0700, owned by the owner
@@ -32,7 +32,7 @@ export async function prepareSocketPath(
     parent !== undefined
       ? [parent]
       : [...(address.transport === "unix" ? [dirname(address.path)] : []), tmpdir()];
-  const fitting = parents.filter((path) => pathLength(path, run) <= LONGEST_SOCKET_PATH);
+  const fitting = parents.filter(hasRoomForSocket);
   let failure: unknown;
   for (const directory of fitting) {
     try {
@@ -140,8 +140,11 @@ export async function exportDisk(
   };
 }
 
-function pathLength(parent: string, run: string): number {
-  return Buffer.byteLength(join(parent, `${DIRECTORY_PREFIX}${run}-XXXXXX`, SOCKET));
+/** Whether the path of an NBD socket in a directory made below `parent` is one that a socket can have. */
+export function hasRoomForSocket(parent: string): boolean {
+  // The ids of all runs have one length.
+  const path = join(parent, `${DIRECTORY_PREFIX}${newRunId()}-`, SOCKET);
+  return Buffer.byteLength(path) + UNIQUE_LENGTH <= LONGEST_SOCKET_PATH;
 }
 
 async function makeDirectory(parent: string, run: string, address: QmpAddress): Promise<string> {

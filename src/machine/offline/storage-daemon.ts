@@ -7,6 +7,7 @@ import { join } from "node:path";
 import type { IoOptions } from "../../bytes/index.js";
 import { messageOf, NotFoundError, TidemarkError } from "../../errors/index.js";
 import { anySignal, pause, withDeadline } from "../../flow/index.js";
+import { hasRoomForSocket } from "../freeze/export.js";
 import { QmpClient, QmpNotFoundError, type QmpAddress } from "../../qmp/index.js";
 
 /** The program, unless another is named. */
@@ -15,9 +16,6 @@ export const STORAGE_DAEMON = "qemu-storage-daemon";
 /** How long it may take to start, and to store what it has to store at its end; milliseconds. */
 const START_DEADLINE = 20_000;
 const END_DEADLINE = 120_000;
-
-/** sockaddr_un.sun_path has 108 bytes, the last of them zero. */
-const LONGEST_SOCKET_PATH = 107;
 
 /**
  * A qemu-storage-daemon of ours: QEMU's block layer without a machine. It ends when this process does, however
@@ -129,14 +127,9 @@ export class StorageDaemon implements AsyncDisposable {
 }
 
 async function makeDirectory(path: string | undefined): Promise<string> {
-  if (path === undefined || !isSocketPathShort(path)) return await mkdtemp(join(tmpdir(), "tm-qsd-"));
+  if (path === undefined || !hasRoomForSocket(path)) return await mkdtemp(join(tmpdir(), "tm-qsd-"));
   await mkdir(path, { mode: 0o700 });
   return path;
-}
-
-/** Whether sockets fit in: a run's directory for the NBD socket, too. */
-function isSocketPathShort(directory: string): boolean {
-  return Buffer.byteLength(join(directory, "tm-00000000-XXXXXX", "nbd.sock")) <= LONGEST_SOCKET_PATH;
 }
 
 function addressIn(directory: string): QmpAddress & { readonly transport: "unix" } {
