@@ -1,6 +1,6 @@
 import type { IoOptions } from "../bytes/index.js";
 import { step } from "../flow/index.js";
-import { measureMerge, mergeImages, type ImageSummary } from "../qcow2/index.js";
+import { measureMerge, mergeImages, type ImageSummary, type ImageWriter } from "../qcow2/index.js";
 import {
   hashesFileOf,
   PointHashes,
@@ -90,8 +90,9 @@ async function replaceImage(
   const baseImage = base === undefined ? undefined : chain.images[base];
   const image = newImageOf(chain, merge, machine);
   const hashes = await beginHashes(image, chain, context);
-  const writer = await repository.createImage(image, { base: baseImage, signal });
+  let writer: ImageWriter | undefined;
   try {
+    writer = await repository.createImage(image, { base: baseImage, signal });
     const observer = hashes.merged;
     const moved = await mergeImages({ chain: chain.chain, count, base, writer, level, observer, signal });
     await fence();
@@ -125,7 +126,7 @@ async function replaceImage(
       writtenBytes: length - (baseImage?.disk.bytes ?? 0),
     };
   } catch (error) {
-    await writer.abort();
+    await writer?.abort();
     await hashes.abort();
     // Whoever took the lock over may have removed what this run was writing: then that is what happened to it.
     if (error instanceof StorageError) await fence();
@@ -184,7 +185,13 @@ async function beginHashes(
     return { merged: undefined, finish: () => Promise.resolve(null), abort: nothing, close: nothing };
   }
   const file = freeHashesFile(chain.point, chain.disk.name);
-  const merged = new MergedHashes(await repository.createHashes(image, source.key, { file, signal }), source);
+  const writer = await repository
+    .createHashes(image, source.key, { file, signal })
+    .catch(async (error: unknown) => {
+      await source.close();
+      throw error;
+    });
+  const merged = new MergedHashes(writer, source);
   return {
     merged,
     finish: async () => {
