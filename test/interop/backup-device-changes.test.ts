@@ -89,7 +89,7 @@ describe("backup while the machine's devices change", () => {
     // With such a drive QEMU drops its node, and cancels the jobs on it.
     await story.write("vc", "write -P 3 0 3M");
     const env = { TIDEMARK_RUNTIME_DIR: story.rig.directory.file("run") };
-    await using agent = startTidemark(story.rig.backupArguments(["--bandwidth", "1MiB"]), { env });
+    await using agent = startTidemark(story.rig.backupArguments(["--bandwidth", "256KiB"]), { env });
     await agent.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
     await unplug(story, "vc");
     const lost = await agent.ended;
@@ -145,6 +145,30 @@ describe("backup while the machine's devices change", () => {
     await plug(story, "vb", "nb");
     await story.write("-d /machine/peripheral/vb", "write -P 3 64k 1k");
     expect((await story.backup({ va: a, vb: b })).kinds).toEqual({ va: "incremental", vb: "incremental" });
+    await story.proveAll();
+  });
+
+  it("removes its bitmaps when a disk goes at that very moment", async () => {
+    await using story = await Story.begin();
+    const a = await story.rig.image("a.qcow2", "qcow2", MiB);
+    const b = await story.rig.image("b.qcow2", "qcow2", MiB);
+    await story.start([qcow2(a, { id: "va", ...scsi }), qcow2(b, { id: "vb", style: "drive", ...scsi })]);
+    for (const disk of ["va", "vb"]) await story.write(disk, "write -P 1 0 1M");
+    await story.backup({ va: a, vb: b });
+    await story.write("va", "write -P 2 64k 1k");
+    const { proxy } = story.rig;
+    let isUnplugged = false;
+    const hook = proxy.onCommand("transaction", async ({ arguments: given }) => {
+      if (!JSON.stringify(given).includes('"block-dirty-bitmap-remove"')) return;
+      hook.remove();
+      await unplug(story, "vb");
+      isUnplugged = true;
+    });
+    await story.backup({ va: a, vb: b });
+    expect(isUnplugged).toBe(true);
+    expect(story.rig.warnings).toEqual([]);
+    expect(await story.leftovers()).toEqual([]);
+    expect((await story.backup({ va: a })).kinds).toEqual({ va: "incremental" });
     await story.proveAll();
   });
 });

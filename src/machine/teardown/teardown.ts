@@ -10,6 +10,12 @@ import { objectsOf, takeInventory } from "../run/leftovers.js";
 /** How long QEMU may take to end an export, in milliseconds: it waits for the requests in flight. */
 const EXPORT_DEADLINE = 60_000;
 
+/** Where a bitmap is. */
+export interface BitmapPlace {
+  readonly node: string;
+  readonly name: string;
+}
+
 /** What is taken down. */
 export interface TeardownPlan {
   readonly run: string;
@@ -71,23 +77,44 @@ export async function tearDown(qmp: QmpClient | undefined, plan: TeardownPlan): 
   steps.finish(plan.run);
 }
 
+/** How often bitmaps are tried to be removed while what is there changes with each refusal. */
+const REMOVAL_ATTEMPTS = 8;
+
 /**
  * Removes bitmaps, all or none. Those that are gone, in use, or stored in an image that is read-only now (somebody took
- * an external snapshot) are left out: QEMU refuses, and one refusal would keep all the others.
+ * an external snapshot) are left out: QEMU refuses, and one refusal would keep all the others. A disk may go while it is
+ * looked, so after a refusal it is looked again.
+ *
+ * @throws {QmpCommandError} when QEMU refuses, and what is there has not changed
  */
-export async function removeBitmaps(
-  qmp: QmpClient,
-  wanted: readonly { readonly node: string; readonly name: string }[],
-): Promise<void> {
+export async function removeBitmaps(qmp: QmpClient, wanted: readonly BitmapPlace[]): Promise<void> {
+  let refused: { readonly removals: readonly BitmapPlace[]; readonly error: QmpCommandError } | undefined;
+  for (let attempt = 0; attempt < REMOVAL_ATTEMPTS; attempt += 1) {
+    const removals = await removableOf(qmp, wanted);
+    if (removals.length === 0) return;
+    if (refused?.removals.length === removals.length) break;
+    try {
+      const actions = removals.map(
+        ({ node, name }) => ({ type: "block-dirty-bitmap-remove", data: { node, name } }) as const,
+      );
+      await qmp.execute("transaction", { actions });
+      return;
+    } catch (error) {
+      if (!(error instanceof QmpCommandError)) throw error;
+      refused = { removals, error };
+    }
+  }
+  if (refused !== undefined) throw refused.error;
+}
+
+async function removableOf(qmp: QmpClient, wanted: readonly BitmapPlace[]): Promise<readonly BitmapPlace[]> {
   const nodes = await qmp.execute("query-named-block-nodes", { flat: true });
-  const actions = wanted.flatMap(({ node, name }) => {
+  return wanted.filter(({ node, name }) => {
     const holder = nodes.find((item) => item.name === node);
     const bitmap = holder?.bitmaps.find((item) => item.name === name);
-    if (holder === undefined || bitmap === undefined) return [];
-    if (bitmap.busy || (holder.readOnly && bitmap.persistent)) return [];
-    return [{ type: "block-dirty-bitmap-remove", data: { node, name } } as const];
+    if (holder === undefined || bitmap === undefined) return false;
+    return !bitmap.busy && !(holder.readOnly && bitmap.persistent);
   });
-  if (actions.length > 0) await qmp.execute("transaction", { actions });
 }
 
 /** Deletes a run's exports, which disconnects all their clients, and waits until they are gone. */
