@@ -11,6 +11,7 @@
  * - identity: what an image that we wrote says about itself, in a header extension of our own.
  */
 export type { FrameBatch } from "./body.js";
+export { measureReads } from "./chain-reads.js";
 export { ImageChain } from "./chain.js";
 export {
   ClusterDecoder,

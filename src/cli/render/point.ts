@@ -39,14 +39,9 @@ export function storedBytes(point: PointManifest): number {
   return point.disks.reduce((sum, { bytes, hashes }) => sum + bytes + (hashes?.bytes ?? 0), 0);
 }
 
-/** "full", "incremental", or both: disks decide alone. */
+/** "full", "incr", or how many of the disks are full: disks decide alone. */
 export function kindOf(point: PointManifest): string {
   const full = point.disks.filter(({ kind }) => kind === "full").length;
   if (full === point.disks.length) return "full";
-  return full === 0 ? "incremental" : `${full} of ${point.disks.length} full`;
-}
-
-/** A time for people: UTC, to the second. */
-export function formatTime(iso: string): string {
-  return `${iso.slice(0, 10)} ${iso.slice(11, 19)}`;
+  return full === 0 ? "incr" : `${full}/${point.disks.length} full`;
 }
