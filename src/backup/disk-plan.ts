@@ -1,5 +1,5 @@
 import type { IoOptions } from "../bytes/index.js";
-import { DamageError } from "../errors/index.js";
+import { DamageError, UsageError } from "../errors/index.js";
 import {
   baseContextOf,
   checkpointsOf,
@@ -41,6 +41,8 @@ export interface DiskPlan {
   readonly clusterSize: number;
   /** Undefined: full. */
   readonly base: Base | undefined;
+  /** Id of the point that the disk's content comes from, as far as that is known: also of one that goes full. */
+  readonly continues: string | undefined;
   /** Key of the hashes of what is stored: the parent's, or a new one. Undefined: none are made, the parent has none. */
   readonly hashKey: Buffer | undefined;
   /** Why it is full, or compared; null for an increment by a bitmap. */
@@ -60,15 +62,20 @@ export interface PlanContext extends IoOptions {
   readonly warn: (message: string) => void;
   /** All disks compared, those that have a bitmap too. */
   readonly compare: boolean;
+  /** The point that every disk is to be an increment of; default the newest that it can be. */
+  readonly since?: PointManifest | undefined;
 }
 
 /**
  * Decides for each disk: an increment of the newest checkpoint that can be trusted; else what differs from the newest
- * point that holds it; else full, and why.
+ * point that holds it; else full, and why. With `since` that is the only point to continue.
+ *
+ * @throws {UsageError} when no disk can continue `since`
  */
 export async function planDisks(source: MachineSource, context: PlanContext): Promise<DiskPlan[]> {
   const choices = await chooseAll(source, context);
   const decisions = context.full ? choices : compareRest(source, choices, context);
+  if (context.since !== undefined) explainStrangers(decisions, context.since);
   const names = nameDisks(source.disks, decisions);
   const plans: DiskPlan[] = [];
   try {
@@ -79,6 +86,7 @@ export async function planDisks(source: MachineSource, context: PlanContext): Pr
       };
       plans.push(await planDisk(disk, names.get(disk) ?? disk.name, choice, context));
     }
+    if (context.since !== undefined) requireDifferential(plans, context.since);
     return plans;
   } catch (error) {
     await closePlans(plans);
@@ -88,20 +96,41 @@ export async function planDisks(source: MachineSource, context: PlanContext): Pr
 
 async function chooseAll(
   source: MachineSource,
-  { repository, machine, points, signal }: PlanContext,
+  { repository, machine, points, since, signal }: PlanContext,
 ): Promise<Map<SourceDisk, BaseChoice>> {
   const checkpoints = checkpointsOf(repository, machine, { signal });
   const facts = { points, clusterSize: DEFAULT_CLUSTER_SIZE };
-  return await chooseBases(source.disks, baseContextOf(checkpoints, source.identity, facts));
+  const context = baseContextOf(checkpoints, source.identity, facts);
+  return await chooseBases(source.disks, { ...context, since: since?.id });
+}
+
+/** A disk that the point does not hold has lost nothing. */
+function explainStrangers(decisions: Map<SourceDisk, DiskDecision>, since: PointManifest): void {
+  for (const [disk, choice] of decisions) {
+    if (choice.kind !== "full") continue;
+    const isHeld = since.disks.some(({ name, token }) =>
+      choice.token === undefined ? name === disk.name : token === choice.token,
+    );
+    if (!isHeld) decisions.set(disk, { ...choice, reason: `point ${since.id} does not hold this disk` });
+  }
+}
+
+function requireDifferential(plans: readonly DiskPlan[], since: PointManifest): void {
+  if (plans.some(({ base }) => base !== undefined)) return;
+  const reasons = plans.map(({ name, reason }) => `disk "${name}": ${reason ?? "full"}`).join("; ");
+  throw new UsageError(`Cannot make a backup since point ${since.id}: no disk can continue it (${reasons})`, {
+    hint: "Leave out --since, or name a point that holds these disks. Nothing was changed",
+  });
 }
 
 function compareRest(
   source: MachineSource,
   choices: ReadonlyMap<SourceDisk, BaseChoice>,
-  { points, compare }: PlanContext,
+  { points, compare, since }: PlanContext,
 ): Map<SourceDisk, DiskDecision> {
   return chooseComparisons(source.disks, choices, {
-    ...{ points, clusterSize: DEFAULT_CLUSTER_SIZE, machineUuid: source.identity.uuid },
+    points: since === undefined ? points : [since],
+    ...{ clusterSize: DEFAULT_CLUSTER_SIZE, machineUuid: source.identity.uuid },
     names: nameDisks(source.disks, choices),
     always: compare,
   });
@@ -121,7 +150,8 @@ async function planDisk(
   choice: DiskDecision,
   context: PlanContext,
 ): Promise<DiskPlan> {
-  const common = { disk, name, clusterSize: DEFAULT_CLUSTER_SIZE };
+  const continues = choice.kind === "full" ? undefined : choice.checkpoint;
+  const common = { disk, name, clusterSize: DEFAULT_CLUSTER_SIZE, continues };
   const full = (reason: string, token: string = newDiskToken()): DiskPlan => ({
     ...{ ...common, token, reason },
     ...{ base: undefined, hashKey: newHashKey() },

@@ -24,16 +24,18 @@ export interface PointFacts {
   readonly machine: string;
   readonly identity: MachineIdentity;
   readonly frozen: Pick<FrozenPoint, "disks" | "frozenAt" | "state">;
-  /** The newest point so far, whatever its branch. */
-  readonly newest: string | undefined;
+  /** Id of the point before this one; null for the first. */
+  readonly parent: string | null;
   readonly name?: string | undefined;
   readonly description?: string | undefined;
+  /** How many checkpoints stay in the machine, this one included. */
+  readonly keepCheckpoints: number;
   readonly tidemarkVersion: string;
 }
 
 /** The manifest of a point. */
 export function describePoint(facts: PointFacts, disks: readonly StoredDisk[]): PointManifest {
-  const { id, machine, identity, frozen, newest, name, description, tidemarkVersion } = facts;
+  const { id, machine, identity, frozen, parent, name, description, tidemarkVersion } = facts;
   return {
     format: MANIFEST_FORMAT,
     id,
@@ -43,17 +45,12 @@ export function describePoint(facts: PointFacts, disks: readonly StoredDisk[]): 
     created: frozen.frozenAt.toISOString(),
     state: frozen.state,
     consistency: frozen.state === "shut off" ? "offline" : "crash",
-    parent: parentOf(disks) ?? newest ?? null,
+    parent,
     versions: { tidemark: tidemarkVersion, qemu: identity.qemuVersion },
     configuration: { ...identity.configuration },
+    keepCheckpoints: facts.keepCheckpoints,
     disks: disks.map((disk, index) => describeDisk(disk, frozen.disks[index]?.bitmap ?? null)),
   };
-}
-
-/** The point that this one continues: the newest that any disk is an increment of. */
-function parentOf(disks: readonly StoredDisk[]): string | undefined {
-  const bases = disks.flatMap(({ plan }) => plan.base?.checkpoint ?? []);
-  return bases.sort().at(-1);
 }
 
 function describeDisk({ plan, summary, dirtyBytes }: StoredDisk, bitmap: string | null): DiskManifest {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { PointManifest, UnreadablePoint } from "../repository/index.js";
-import { newestIdOf } from "./newest.js";
+import { newestIdOf, precedingPoint } from "./newest.js";
 
 const points = (...ids: string[]): PointManifest[] => ids.map((id) => ({ id }) as PointManifest);
 const unreadable = (...ids: string[]): UnreadablePoint[] => ids.map((id) => ({ id }) as UnreadablePoint);
@@ -12,5 +12,20 @@ describe("newestIdOf()", () => {
     expect(newestIdOf({ points: points("b", "c"), unreadable: unreadable("a") })).toBe("c");
     expect(newestIdOf({ points: [], unreadable: unreadable("a") })).toBe("a");
     expect(newestIdOf({ points: [], unreadable: [] })).toBeUndefined();
+  });
+});
+
+describe("precedingPoint()", () => {
+  it("is the newest point that a disk goes on from; where none tells, the newest", () => {
+    const before = (...continues: (string | undefined)[]) =>
+      precedingPoint(
+        continues.map((id) => ({ continues: id })),
+        points("a", "b", "c"),
+      )?.id;
+    expect(before("a")).toBe("a");
+    expect(before("a", undefined, "b")).toBe("b");
+    expect(before(undefined)).toBe("c");
+    expect(before("gone")).toBe("c");
+    expect(precedingPoint([], points()) === undefined).toBe(true);
   });
 });

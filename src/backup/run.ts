@@ -16,8 +16,10 @@ import { StorageError } from "../storage/index.js";
 import { connectionCount } from "./connections.js";
 import { copyFrozen } from "./copy-frozen.js";
 import { closePlans, planDisks, type DiskPlan } from "./disk-plan.js";
+import { keepNewest } from "./keep-newest.js";
 import { describePoint } from "./manifest.js";
-import { newestIdOf } from "./newest.js";
+import { newestIdOf, precedingPoint } from "./newest.js";
+import { requireSense, sincePoint } from "./since.js";
 import type { BackupObserver } from "./observer.js";
 import { oddities } from "./oddities.js";
 import { PointImages } from "./point-images.js";
@@ -37,6 +39,13 @@ export interface BackupOptions extends IoOptions {
   readonly full?: boolean | undefined;
   /** All disks read in full, and what differs from the newest point stored, also where a bitmap is there. */
   readonly compare?: boolean | undefined;
+  /**
+   * A differential: every disk becomes an increment of this point (an id, a prefix of one, a name, `latest~N`), by its
+   * checkpoint where that is kept, else compared with it.
+   */
+  readonly since?: string | undefined;
+  /** How many checkpoints stay in the machine, this one's included, 1 to 16; default 1. */
+  readonly keepCheckpoints?: number | undefined;
   /** A name for the point, unique within the machine, and words about it. */
   readonly name?: string | undefined;
   readonly description?: string | undefined;
@@ -62,11 +71,13 @@ export interface BackupOptions extends IoOptions {
  *
  * @returns the new point
  * @throws {BusyError} when another run has the machine or its points
- * @throws {UsageError} for wrong options and disks that are not there
+ * @throws {UsageError} for wrong options and disks that are not there, and when no disk can continue the point `since`
+ * @throws {NotFoundError} when there is no point `since`
  */
 export async function backup(options: BackupOptions): Promise<PointManifest> {
   const { repository, machine: name, source, signal } = options;
   requirePointText(options);
+  requireSense(options);
   await using machine = await openMachine(source, { signal });
   // What a dead run left can hurt the guest: that goes whatever the repository says, or does not say.
   await recover(machine, { signal });
@@ -82,25 +93,27 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
   for (const { id, error } of unreadable) {
     options.observer?.warning?.(`Point ${id} is passed over, and what continues it: ${error.message}`);
   }
-  const newest = points.at(-1);
-  await recover(machine, { checkpoints: checkpointsOf(repository, name, io), ...io });
+  const since = sincePoint(survey, options);
+  await recover(machine, { checkpoints: checkpointsOf(repository, name, io), needed: since?.id, ...io });
   await step("cleaned");
 
   if (points.length === 0) await warnOfOtherName(machine.identity.uuid, options, io);
 
   const plans = await planDisks(machine, {
     ...{ repository, machine: name, points, full: options.full ?? false, compare: options.compare ?? false },
+    since,
     warn: (message) => options.observer?.warning?.(message),
     ...io,
   });
   try {
     for (const plan of plans) options.observer?.disk?.(announce(plan));
-    for (const message of oddities(plans, newest)) options.observer?.warning?.(message);
+    for (const message of oddities(plans, precedingPoint(plans, points)))
+      options.observer?.warning?.(message);
     await step("planned");
     const point = await backupDisks(
       machine,
       lock,
-      { plans, newest, newestId: newestIdOf(survey) },
+      { plans, points, newestId: newestIdOf(survey) },
       { ...options, ...io },
     );
     await tidy("The machine's checkpoints may be lost", options.observer ?? {}, () => machine.close());
@@ -113,8 +126,8 @@ export async function backup(options: BackupOptions): Promise<PointManifest> {
 /** What is to become a point. */
 interface PointPlan {
   readonly plans: readonly DiskPlan[];
-  /** The point before it. */
-  readonly newest: PointManifest | undefined;
+  /** All before it. */
+  readonly points: readonly PointManifest[];
   /** The newest id of the machine, readable or not. */
   readonly newestId: string | undefined;
 }
@@ -123,7 +136,7 @@ interface PointPlan {
 async function backupDisks(
   machine: QmpSource,
   lock: MachineLock,
-  { plans, newest, newestId }: PointPlan,
+  { plans, points, newestId }: PointPlan,
   options: BackupOptions & { readonly signal: AbortSignal },
 ): Promise<PointManifest> {
   const { repository, machine: name, observer = {}, signal } = options;
@@ -149,13 +162,18 @@ async function backupDisks(
     const copied = await copyFrozen(frozen, plans, images, { signal, workers, level, bandwidth, observer });
     const disks = await images.finish(copied);
     await step("images finished");
-    const facts = { ...options, id, machine: name, identity: machine.identity, frozen, newest: newest?.id };
+    const { identity } = machine;
+    const { keepCheckpoints = 1 } = options;
+    const parent = precedingPoint(plans, points)?.id ?? null;
+    const facts = { ...options, keepCheckpoints, id, machine: name, identity, frozen, parent };
     const manifest = describePoint(facts, disks);
     isCommitting = true;
     await repository.commitPoint(manifest, { fence: () => lock.verify({ signal }), signal });
     await step("committed");
-    await tidy("The point is stored; its base stays in the machine until the next run", observer, () =>
-      frozen.keep(),
+    await tidy(
+      "The point is stored; older checkpoints stay in the machine until the next run",
+      observer,
+      () => keepNewest(frozen, [...points, manifest], { repository, machine: name, identity }, { signal }),
     );
     await step("bitmaps removed");
     return manifest;

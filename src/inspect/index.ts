@@ -8,4 +8,5 @@ export {
   type DiskStatus,
   type InspectOptions,
   type MachineStatus,
+  type NextBackup,
 } from "./status.js";

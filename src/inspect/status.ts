@@ -40,7 +40,16 @@ export interface DiskStatus {
   readonly virtualSize: number;
   readonly checkpoints: readonly CheckpointStatus[];
   /** null when no repository was named. */
-  readonly next: { readonly kind: "full" | "incremental"; readonly reason: string | null } | null;
+  readonly next: NextBackup | null;
+}
+
+/** What the next backup of a disk will be. */
+export interface NextBackup {
+  readonly kind: "full" | "incremental";
+  /** Why it is not by a bitmap. */
+  readonly reason: string | null;
+  /** Id of the point that it continues: on a branch not the newest one; null for a full. */
+  readonly parent: string | null;
 }
 
 /** What QEMU carries. */
@@ -108,24 +117,24 @@ async function choose(
 async function foretell(
   choice: DiskDecision | undefined,
   { catalogue, signal }: InspectOptions,
-): Promise<DiskStatus["next"]> {
+): Promise<NextBackup | null> {
   if (choice === undefined || catalogue === undefined) return null;
-  if (choice.kind === "full") return { kind: "full", reason: choice.reason };
+  const full = (reason: string): NextBackup => ({ kind: "full", reason, parent: null });
+  if (choice.kind === "full") return full(choice.reason);
   const { repository, machine } = catalogue;
   const { checkpoint, parentDiskName } = choice;
   if (choice.kind === "compare") {
     const parent = await repository.openComparison(machine, checkpoint, parentDiskName, { signal });
-    if (typeof parent === "string")
-      return { kind: "full", reason: `${choice.reason}; cannot compare: ${parent}` };
+    if (typeof parent === "string") return full(`${choice.reason}; cannot compare: ${parent}`);
     await Promise.all([parent.chain.close(), parent.hashes.close()]);
-    return { kind: "incremental", reason: `will be compared: ${choice.reason}` };
+    return { kind: "incremental", reason: `will be compared: ${choice.reason}`, parent: checkpoint };
   }
   try {
     const chain = await repository.openChain(machine, checkpoint, parentDiskName, { signal });
     await chain.close();
-    return { kind: "incremental", reason: null };
+    return { kind: "incremental", reason: null, parent: checkpoint };
   } catch (error) {
-    if (error instanceof DamageError) return { kind: "full", reason: `parent damaged: ${error.message}` };
+    if (error instanceof DamageError) return full(`parent damaged: ${error.message}`);
     throw error;
   }
 }

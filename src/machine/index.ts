@@ -14,6 +14,7 @@
  */
 export {
   baseContextOf,
+  catalogueOf,
   checkpointsOf,
   type BaseContext,
   type Catalogue,
@@ -28,7 +29,12 @@ export {
   type ComparisonContext,
   type DiskDecision,
 } from "./checkpoints/compare.js";
-export { bitmapsToRemove, type RemovableBitmap } from "./checkpoints/remove.js";
+export {
+  bitmapsToRemove,
+  bitmapsToRemoveAfter,
+  type RemovableBitmap,
+  type RemovalContext,
+} from "./checkpoints/remove.js";
 export type { LiveDisk, RefusedDisk } from "./discover/discover.js";
 export {
   ForeignServerError,

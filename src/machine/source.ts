@@ -181,7 +181,7 @@ export interface FrozenPoint {
    */
   release(closeConnections: () => Promise<void>): Promise<void>;
 
-  /** After the point was committed: removes the bases and the transient bitmaps of this freeze. */
+  /** After the point was committed: removes the bases, or what is named, and the transient bitmaps of this freeze. */
   keep(options?: KeepOptions): Promise<void>;
 
   /**
@@ -199,8 +199,8 @@ export interface DropOptions {
 
 /** Options of `FrozenPoint.keep`. */
 export interface KeepOptions {
-  /** Leaves the bases in place: more than one checkpoint is kept. */
-  readonly keepBases?: boolean | undefined;
+  /** The bitmaps to remove in the place of the bases: what the catalogue rule lets go. */
+  readonly remove?: readonly FreezeBase[] | undefined;
 }
 
 /** Where frozen points come from: a live machine, or the images of one that is off. */

@@ -113,6 +113,8 @@ export const pointManifest = z
     /** What was found out about the machine, for whoever rebuilds it; free. */
     configuration: z.record(z.string(), z.unknown()).readonly(),
     disks: z.array(disk).min(1).max(MAX_DISKS).readonly(),
+    /** How many checkpoints were to stay in the machine with this one, its own included; absent: 1. */
+    keepCheckpoints: z.int().positive().optional(),
     /** The point was forgotten: it can no longer be named, and stays only for the images of others that need its own. */
     tombstone: z.boolean().optional(),
     /**

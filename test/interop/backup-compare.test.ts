@@ -87,6 +87,7 @@ describe("backup that compares", () => {
     expect(await nextOf(rig)).toEqual({
       kind: "incremental",
       reason: MISSING.replace("compared", "will be compared"),
+      parent: second.id,
     });
     const restore = [await destroyFrames(rig, first), await destroyFrames(rig, second)];
     const third = await rig.backup();

@@ -22,6 +22,8 @@ interface BackupCommandOptions extends CommonOptions {
   readonly disk?: { device: string; name?: string }[];
   readonly full?: boolean;
   readonly compare?: boolean;
+  readonly since?: string;
+  readonly keepCheckpoints: number;
   readonly name?: string;
   readonly description?: string;
   readonly scratch?: string;
@@ -47,8 +49,15 @@ export function declare(command: Command, context: CliContext): void {
       "only this disk, by device id, drive id, node or qdev; repeatable",
       diskArgument,
     )
-    .addOption(new Option("--full", "read everything, start a new chain").conflicts("compare"))
+    .addOption(new Option("--full", "read everything, start a new chain").conflicts(["compare", "since"]))
     .option("--compare", "read everything, store what differs from the newest point")
+    .option("--since <point>", "a differential: an increment of this point, not of the newest")
+    .option(
+      "--keep-checkpoints <n>",
+      "how many checkpoints stay in the machine, 1 to 16, for --since",
+      integerArgument(1, 16),
+      1,
+    )
     .option("--name <text>", "a name for the point, unique within the machine")
     .option("--description <text>", "words about it")
     .option("--level <1..19>", "zstd compression level", integerArgument(1, 19), 3)
@@ -71,7 +80,8 @@ export function declare(command: Command, context: CliContext): void {
 EXAMPLES
   tidemark backup --repo /backup --machine web --qmp /run/vm/web.qmp
   tidemark backup --repo /backup --machine db --qmp /run/vm/db.qmp --disk vda=root --disk vdb=data --level 1
-  tidemark backup --repo /backup --machine web --image vda=/images/web.qcow2`,
+  tidemark backup --repo /backup --machine web --image vda=/images/web.qcow2
+  tidemark backup --repo /backup --machine web --qmp /run/vm/web.qmp --since monday --keep-checkpoints 7`,
     )
     .action(async (options: BackupCommandOptions) => {
       await withEvents(
@@ -99,6 +109,8 @@ async function run(
       source,
       full: options.full,
       compare: options.compare,
+      since: options.since,
+      keepCheckpoints: options.keepCheckpoints,
       name: options.name,
       description: options.description,
       level: options.level,

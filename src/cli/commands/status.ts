@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { formatSize } from "../../bytes/index.js";
-import { inspectMachine, type MachineStatus } from "../../inspect/index.js";
+import { inspectMachine, type MachineStatus, type NextBackup } from "../../inspect/index.js";
 import {
   requireMachineForRepository,
   runDirectory,
@@ -45,6 +45,11 @@ EXAMPLES
     });
 }
 
+function describeNext({ kind, reason, parent }: NextBackup): string {
+  const what = parent === null ? kind : `${kind} of ${parent}`;
+  return reason === null ? what : `${what}: ${reason}`;
+}
+
 function renderStatus({ machine, disks, refused, leftovers }: MachineStatus): string {
   const lines = [
     `machine ${machine.name ?? "(no name)"}, ${machine.uuid ?? "no uuid"}: ${machine.state}, QEMU ${machine.qemu}`,
@@ -55,11 +60,7 @@ function renderStatus({ machine, disks, refused, leftovers }: MachineStatus): st
     disks.map(({ name, virtualSize, next }) => [
       name,
       formatSize(virtualSize),
-      next === null
-        ? "not known without --machine"
-        : next.reason === null
-          ? next.kind
-          : `${next.kind}: ${next.reason}`,
+      next === null ? "not known without --machine" : describeNext(next),
     ]),
   );
   const checkpoints = disks.flatMap((disk) =>

@@ -8,6 +8,8 @@ export interface CataloguePoint {
   readonly id: string;
   /** `uuid`: null when the machine had none. */
   readonly machine: { readonly uuid: string | null };
+  /** How many checkpoints stay in the machine with it, its own included; absent: 1. */
+  readonly keepCheckpoints?: number | undefined;
   readonly disks: readonly {
     readonly name: string;
     readonly token: string;
@@ -37,6 +39,8 @@ export interface BaseContext extends Checkpoints {
   readonly machineWasAway?: boolean | undefined;
   /** The machine's points, oldest first: they tell a disk that lost its checkpoint from a new one. */
   readonly points?: readonly CataloguePoint[] | undefined;
+  /** Id of the only checkpoint to start from, whatever newer ones there are; default the newest. */
+  readonly since?: string | undefined;
 }
 
 /** Where points are looked up: a repository. */
@@ -61,6 +65,12 @@ export function baseContextOf(
 ): BaseContext {
   const { uuid: machineUuid, wasAway: machineWasAway } = identity;
   return { ...checkpoints, clusterSize, machineUuid, machineWasAway, points };
+}
+
+/** A catalogue that answers from points that were read already, and asks another one about all others. */
+export function catalogueOf(points: Iterable<CataloguePoint>, otherwise: Catalogue): Catalogue {
+  const known = new Map([...points].map((point) => [point.id, point]));
+  return async (id) => known.get(id) ?? (await otherwise(id));
 }
 
 /** Machines without a uuid cannot be told apart by it: their name in the repository has to do. */

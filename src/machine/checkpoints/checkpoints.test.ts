@@ -3,7 +3,7 @@ import { formatBitmapName } from "../../point/index.js";
 import type { BackingImage, SourceBitmap, SourceDisk } from "../source.js";
 import type { BaseContext, CataloguePoint } from "./catalogue.js";
 import { chooseBase, chooseBases } from "./choose.js";
-import { bitmapsToRemove } from "./remove.js";
+import { bitmapsToRemove, bitmapsToRemoveAfter } from "./remove.js";
 
 const REPOSITORY = "0a1b2c3d";
 const TOKEN = "11111111";
@@ -207,6 +207,25 @@ describe("chooseBase()", () => {
     });
   });
 
+  it("takes no other checkpoint than the one that it is to start from, and says why not", async () => {
+    const points = [point(1), point(2), point(3)];
+    const since = (number: number, carried: SourceDisk, more: Partial<BaseContext> = {}) =>
+      chooseBase(carried, context(points, { since: id(number), ...more }));
+    const all = disk([bitmap(1), bitmap(2), bitmap(3)]);
+    expect(await since(2, all)).toMatchObject({ kind: "incremental", checkpoint: id(2), token: TOKEN });
+    expect(await since(2, disk([bitmap(1), bitmap(3)]))).toEqual({
+      kind: "full",
+      reason: `checkpoint ${id(2)} is not kept on this disk`,
+      token: TOKEN,
+    });
+    expect(await since(2, disk([bitmap(2, { inconsistent: true }), bitmap(3)]))).toMatchObject({
+      kind: "full",
+      reason: "bitmap inconsistent: QEMU did not shut down cleanly",
+      token: TOKEN,
+    });
+    expect(await since(2, disk([]))).toMatchObject({ kind: "full", token: undefined });
+  });
+
   it("passes over bitmaps of other repositories and other programs", async () => {
     const other = formatBitmapName({ repository: "ffffffff", checkpoint: id(2), token: TOKEN });
     const carried = disk([bitmap(2, { name: other }), bitmap(3, { name: "libvirt-cp" }), bitmap(1)]);
@@ -310,10 +329,50 @@ describe("bitmapsToRemove()", () => {
     expect(await removed(carried, context([point(1), point(2), point(4)]))).toEqual([]);
   });
 
-  it("keeps as many checkpoints as asked for", async () => {
+  it("keeps as many checkpoints as the newest point says, whatever older ones say", async () => {
+    const carried = disk([bitmap(1), bitmap(2), bitmap(3), bitmap(4)]);
+    const saying = (...keep: (number | undefined)[]) =>
+      removed(carried, context(keep.map((keepCheckpoints, index) => point(index + 1, { keepCheckpoints }))));
+    const old = (...numbers: number[]) => numbers.map((number) => [bitmap(number).name, "old"]);
+    expect(await saying(1, 1, 1, 2)).toEqual(old(2, 1));
+    expect(await saying(16, 16, 16, 3)).toEqual(old(1));
+    expect(await saying(16, 16, 16, undefined)).toEqual(old(3, 2, 1));
+    expect(await saying(1, 1, 1, 16)).toEqual([]);
+    // The newest one was never committed, or its point was deleted: the one before it says.
+    expect(await saying(1, 1, 2)).toEqual(old(1));
+  });
+
+  it("counts only what is sound and of the chain; what is not goes as soon as something newer is", async () => {
+    const keep = (number: number, disks?: CataloguePoint["disks"]): CataloguePoint =>
+      point(number, { keepCheckpoints: 3, ...(disks && { disks }) });
+    const broken = disk([bitmap(1), bitmap(2, { inconsistent: true }), bitmap(3), bitmap(4)]);
+    const points = [keep(1), keep(2), keep(3), keep(4)];
+    expect(await removed(broken, context(points))).toEqual([[bitmap(2).name, "old"]]);
+    const copied = disk([bitmap(1), bitmap(2), bitmap(3, {}, "22222222")]);
+    const other = keep(3, [{ name: "x", token: "22222222", virtualSize: 1, clusterSize: 65536 }]);
+    expect(await removed(copied, context([keep(1), keep(2), other]))).toEqual([
+      [bitmap(2).name, "old"],
+      [bitmap(1).name, "old"],
+    ]);
+    // A kept checkpoint whose point was deleted serves nobody.
+    expect(await removed(disk([bitmap(1), bitmap(2)]), context([keep(2)]))).toEqual([
+      [bitmap(1).name, "uncommitted"],
+    ]);
+  });
+
+  it("keeps the checkpoint that the run starts from", async () => {
     const carried = disk([bitmap(1), bitmap(2), bitmap(3)]);
-    const judged = { ...context([point(1), point(2), point(3)]), keepCheckpoints: 2 };
-    expect(await removed(carried, judged)).toEqual([[bitmap(1).name, "old"]]);
+    const judged = { ...context([point(1), point(2), point(3)]), needed: id(1) };
+    expect(await removed(carried, judged)).toEqual([[bitmap(2).name, "old"]]);
+  });
+
+  it("judges a disk that was frozen with the checkpoint that it got", async () => {
+    const frozen = { disk: disk([bitmap(1), bitmap(2)]), bitmap: bitmap(3).name };
+    const after = async (...points: CataloguePoint[]) =>
+      (await bitmapsToRemoveAfter(frozen, context(points))).map(({ name }) => name);
+    expect(await after(point(1), point(2), point(3))).toEqual([bitmap(2).name, bitmap(1).name]);
+    expect(await after(point(1), point(2), point(3, { keepCheckpoints: 2 }))).toEqual([bitmap(1).name]);
+    expect(await after(point(1), point(2))).toEqual([bitmap(1).name]);
   });
 
   it("throws what the catalogue throws, and removes nothing", async () => {

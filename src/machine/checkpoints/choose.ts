@@ -1,7 +1,7 @@
 import type { SourceDisk } from "../source.js";
 import { isOfMachine, lookUp, type BaseContext, type CataloguePoint } from "./catalogue.js";
 import { judge, type IncrementalChoice } from "./judge.js";
-import { ownBitmaps } from "./own-bitmap.js";
+import { ownBitmaps, type OwnBitmap } from "./own-bitmap.js";
 
 export type BaseChoice =
   | IncrementalChoice
@@ -16,7 +16,8 @@ export type BaseChoice =
 /**
  * Chooses what a disk's next backup starts from: the newest bitmap of ours and of this repository that is
  * healthy and whose point the catalogue holds with the token the bitmap names. Without one the disk goes
- * full, alone, with the reason that concerns the newest candidate of this machine.
+ * full, alone, with the reason that concerns the newest candidate of this machine. With `context.since` only that
+ * checkpoint's bitmap counts.
  */
 export async function chooseBase(disk: SourceDisk, context: BaseContext): Promise<BaseChoice> {
   const points = (context.points ?? []).filter((point) => isOfMachine(point, context.machineUuid));
@@ -26,6 +27,11 @@ export async function chooseBase(disk: SourceDisk, context: BaseContext): Promis
   let token: string | undefined;
   for (const candidate of ownBitmaps(disk, context.repositoryTag)) {
     const point = await lookUp(context.catalogue, candidate.checkpoint);
+    if (context.since !== undefined && candidate.checkpoint !== context.since) {
+      // It does not serve, but it knows the disk.
+      if (holds(point, candidate, context)) token ??= candidate.token;
+      continue;
+    }
     if (point === "unreadable") {
       reason ??= `the manifest of point ${candidate.checkpoint} is damaged`;
       continue;
@@ -38,9 +44,24 @@ export async function chooseBase(disk: SourceDisk, context: BaseContext): Promis
     else strange ??= verdict;
     if (isOurs) token ??= candidate.token;
   }
+  if (context.since !== undefined)
+    return {
+      kind: "full",
+      reason: reason ?? strange ?? `checkpoint ${context.since} is not kept on this disk`,
+      token,
+    };
   const wasBackedUp = tokenOf(disk.name, points) !== undefined;
   if (!wasBackedUp) reason ??= strange;
   return { kind: "full", reason: reason ?? explainAbsence(disk, wasBackedUp), token };
+}
+
+function holds(
+  point: CataloguePoint | "unreadable" | undefined,
+  { token }: OwnBitmap,
+  { machineUuid }: BaseContext,
+): boolean {
+  if (point === undefined || point === "unreadable" || !isOfMachine(point, machineUuid)) return false;
+  return point.disks.some((disk) => disk.token === token);
 }
 
 /** The token of the disk that had this name last. */

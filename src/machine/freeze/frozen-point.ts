@@ -76,8 +76,8 @@ export class QemuFrozenPoint implements FrozenPoint {
   }
 
   async keep(options: KeepOptions = {}): Promise<void> {
-    const bases = options.keepBases === true ? [] : this.#bases();
-    await removeBitmaps(this.#parts.qmp, [...bases, ...this.#transient()]);
+    const { remove = this.#bases() } = options;
+    await removeBitmaps(this.#parts.qmp, [...remove, ...this.#transient()]);
   }
 
   async drop(options: DropOptions = {}): Promise<void> {

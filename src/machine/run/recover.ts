@@ -11,7 +11,9 @@ import { removeBitmaps } from "../teardown/teardown.js";
 /** How to clean up after dead runs. */
 export interface RecoverOptions extends IoOptions {
   /** Decides on checkpoints' bitmaps; without it they all stay. */
-  readonly checkpoints?: (Checkpoints & { readonly keepCheckpoints?: number | undefined }) | undefined;
+  readonly checkpoints?: Checkpoints | undefined;
+  /** Id of the checkpoint that the run is to start from: it stays. */
+  readonly needed?: string | undefined;
   /**
    * What to do about a run that has things in QEMU, but no state file in the run directory, so that nobody
    * can tell whether it lives: `refuse` (default), or `clean` because the operator knows.
@@ -66,7 +68,7 @@ export async function recover(machine: QmpSource, options: RecoverOptions = {}):
   const runs = dead.map(describe);
   if (!dryRun) await cleanAll(machine, dead, { signal });
   // Last: a catalogue that cannot be read must not keep a scratch growing until the guest's writes fail.
-  const bitmaps = checkpoints === undefined ? [] : await judgeBitmaps(machine, checkpoints);
+  const bitmaps = checkpoints === undefined ? [] : await judgeBitmaps(machine, checkpoints, options.needed);
   if (!dryRun && bitmaps.length > 0) {
     await machine.assertHere({ signal });
     await removeBitmaps(machine.qmp, bitmaps);
@@ -140,9 +142,10 @@ async function clean(machine: QmpSource, { objects, found }: DeadRun): Promise<v
 
 async function judgeBitmaps(
   machine: QmpSource,
-  checkpoints: NonNullable<RecoverOptions["checkpoints"]>,
+  checkpoints: Checkpoints,
+  needed: string | undefined,
 ): Promise<RemovableBitmap[]> {
-  const context = { ...checkpoints, machineUuid: machine.identity.uuid };
+  const context = { ...checkpoints, machineUuid: machine.identity.uuid, needed };
   const removable: RemovableBitmap[] = [];
   for (const disk of machine.disks) removable.push(...(await bitmapsToRemove(disk, context)));
   return removable;
