@@ -37,15 +37,18 @@ export {
 } from "./repository/index.js";
 export { restore, type RestoreOptions, type RestoreResult } from "./restore/index.js";
 export {
+  compactPoints,
   deletePoint,
   editPoint,
   flattenPoint,
   prunePoints,
   type ChainChanges,
+  type CompactOptions,
   type DeleteOptions,
   type EditOptions,
   type FlattenOptions,
   type PruneOptions,
+  type RewriteObserver,
 } from "./rewrite/index.js";
 export { isEmptyPolicy, type RetentionPolicy } from "./retention/index.js";
 export { servePoint, type PointServer, type ServeOptions } from "./serve/index.js";

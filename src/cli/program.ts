@@ -30,6 +30,11 @@ const COMMANDS: readonly { name: string; summary: string; load: () => Promise<Co
   { name: "flatten", summary: "make a point's images full", load: () => import("./commands/flatten.js") },
   { name: "prune", summary: "thin out by retention rules", load: () => import("./commands/prune.js") },
   {
+    name: "compact",
+    summary: "write images anew without garbage",
+    load: () => import("./commands/compact.js"),
+  },
+  {
     name: "status",
     summary: "what QEMU carries, what the next backup does",
     load: () => import("./commands/status.js"),

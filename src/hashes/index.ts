@@ -10,6 +10,6 @@ export { CLUSTER_DATA, HashChain, type HashWindow } from "./chain.js";
 export { ClusterHasher, newHashKey } from "./cluster-hash.js";
 export { HashDamageError } from "./errors.js";
 export { ExpectedClusters } from "./expected.js";
-export { HASH_BYTES, HASHES_HEADER_BYTES } from "./layout.js";
+export { HASH_BYTES, HASHES_HEADER_BYTES, hashesLength } from "./layout.js";
 export { HashReader, type HashFileFacts } from "./reader.js";
 export { HashWriter, type HashesSummary } from "./writer.js";

@@ -16,6 +16,12 @@ export const HASHES_HEADER_BYTES = 104;
 /** Bytes of an entry of the index. */
 export const INDEX_ENTRY_BYTES = 40;
 
+/** Bytes of a file of hashes. @param blocks that describe anything */
+export function hashesLength(dataClusters: number, blocks: number): number {
+  const perBlock = CLUSTERS_PER_BLOCK / 4 + INDEX_ENTRY_BYTES;
+  return HASHES_HEADER_BYTES + dataClusters * HASH_BYTES + blocks * perBlock;
+}
+
 /** What a file of hashes says about itself. */
 export interface HashesHeader {
   readonly clusterSize: number;

@@ -25,7 +25,8 @@ export { ClusterDamageError, ImageDamageError, ImageWriteError, UnsupportedImage
 export type { ImageIdentity } from "./identity.js";
 export { DEFAULT_CLUSTER_SIZE, type Compression } from "./layout.js";
 export type { ChainMapping, CompressedMapping, EmptyMapping, Mapping, PlainMapping } from "./mapping.js";
-export { measureMerge, mergeImages, type Merge, type MergeObserver, type MergeSummary } from "./merge.js";
+export { mergeImages, type Merge, type MergeObserver, type MergeSummary } from "./merge.js";
+export { measureMerge, mergedLength, type MergeMeasure } from "./merge-measure.js";
 export { ImageReader, type ImageReaderOptions } from "./reader.js";
 export { PlainImageWriter } from "./plain-writer.js";
 export { digestOfSegments, type Segment, type SegmentKind, type WrittenBase } from "./segments.js";

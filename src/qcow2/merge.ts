@@ -1,6 +1,7 @@
 import { MiB, type IoOptions } from "../bytes/index.js";
 import type { ImageChain } from "./chain.js";
 import { FrameEncoder, frameBound, frameLength } from "./cluster.js";
+import { frameLengths } from "./frame-lengths.js";
 import { l2EntriesOf } from "./layout.js";
 import { MergeWalk, type MergedRun } from "./merge-walk.js";
 import type { ImageReader } from "./reader.js";
@@ -19,8 +20,10 @@ export interface MergeObserver {
 
 /** Images to be merged, and where to. */
 export interface Merge extends IoOptions {
-  /** The whole chain: those that are merged, and those that stay below them. */
+  /** The images that are merged, and the one that stays below them, if any. */
   readonly chain: ImageChain;
+  /** Reads the whole chain, whatever else is below; default `chain` is all of it. */
+  readonly read?: ImageChain["read"] | undefined;
   /** How many of its images are merged, from the top. */
   readonly count: number;
   /** Index of the one whose bytes the writer began with, if it did with any: its frames stay where they are. */
@@ -29,29 +32,15 @@ export interface Merge extends IoOptions {
   /** zstd level for the few clusters that are written anew. */
   readonly level: number;
   readonly observer?: MergeObserver | undefined;
-}
-
-/** What a merge would take from each of its images: bytes of frames, at most a sector too many for each. */
-export async function measureMerge(
-  chain: ImageChain,
-  count: number,
-  options: IoOptions = {},
-): Promise<number[]> {
-  const images = chain.images.slice(0, count);
-  const bytes = images.map(() => 0);
-  const walk = new MergeWalk(images, chain.images[count]?.virtualSize, options);
-  const clusters = Math.ceil(chain.virtualSize / (images[0]?.clusterSize ?? 1));
-  for await (const run of walk.runs(0, clusters)) {
-    if (run.kind === "frame") bytes[run.image] = (bytes[run.image] ?? 0) + run.storedLength;
-  }
-  return bytes;
+  /** Asked, and waited for, before bytes of frames are copied. */
+  readonly pace?: ((bytes: number) => Promise<void>) | undefined;
 }
 
 /** What a merge moved. */
 export interface MergeSummary {
   /** Bytes of frames that were read from one image and written to the other. */
   readonly copiedBytes: number;
-  /** Bytes of the base's frames that are in use still, at most a sector too many for each. */
+  /** Bytes of the base's frames that are in use still: see `frameLengths`. */
   readonly keptBytes: number;
 }
 
@@ -83,6 +72,8 @@ class Merger {
   #waitingBytes = 0;
   #copied = 0;
   #kept = 0;
+  /** Of the base's frames, by where they lie, within what is merged just now. */
+  #baseLengths: ReadonlyMap<number, number> = new Map();
 
   constructor(merge: Merge) {
     this.#merge = merge;
@@ -91,12 +82,15 @@ class Merger {
   }
 
   async run(): Promise<MergeSummary> {
-    const { chain, count, writer, signal } = this.#merge;
+    const { chain, count, base, writer, signal } = this.#merge;
+    const baseReader = base === undefined ? undefined : this.#images[base];
     const walk = new MergeWalk(this.#images, chain.images[count]?.virtualSize, { signal });
     const clusters = Math.ceil(chain.virtualSize / this.#clusterSize);
     const step = l2EntriesOf(this.#clusterSize);
     for (let first = 0; first < clusters; first += step) {
       const end = Math.min(first + step, clusters);
+      if (baseReader !== undefined)
+        this.#baseLengths = await frameLengths(baseReader, first, end, { signal });
       for await (const run of walk.runs(first, end)) await this.#take(run);
       await this.#flush();
       await writer.seal(end);
@@ -121,7 +115,7 @@ class Merger {
         observer?.frame(run.cluster, run.image);
         if (run.image === base) {
           writer.keep(run.cluster, run.at, run.storedLength);
-          this.#kept += run.storedLength;
+          this.#kept += this.#baseLengths.get(run.at) ?? run.storedLength;
           return;
         }
         this.#waiting.push(run);
@@ -131,10 +125,11 @@ class Merger {
   }
 
   async #writeCut(cluster: number, length: number): Promise<void> {
-    const { chain, level, writer, signal } = this.#merge;
+    const { chain, read, level, writer, signal } = this.#merge;
     const offset = cluster * this.#clusterSize;
     const content = Buffer.alloc(this.#clusterSize);
-    (await chain.read(offset, Math.min(length, chain.virtualSize - offset), { signal })).copy(content);
+    const used = Math.min(length, chain.virtualSize - offset);
+    (await (read?.(offset, used, { signal }) ?? chain.read(offset, used, { signal }))).copy(content);
     this.#merge.observer?.made(cluster, content);
     this.#encoder ??= new FrameEncoder(level);
     const payload = Buffer.alloc(frameBound(this.#clusterSize));
@@ -155,6 +150,7 @@ class Merger {
     const reader = first === undefined ? undefined : this.#images[first.image];
     if (first === undefined || reader === undefined) return;
     const end = Math.max(...group.map(({ at, storedLength }) => at + storedLength));
+    await this.#merge.pace?.(group.reduce((sum, { storedLength }) => sum + storedLength, 0));
     const bytes = await reader.source.read(first.at, end - first.at, { signal: this.#merge.signal });
     const parts: Buffer[] = [];
     const frames: { cluster: number; length: number }[] = [];

@@ -21,6 +21,35 @@ export interface RefcountEnd {
   readonly tableClusters: number;
 }
 
+/** Clusters of the refcount blocks and their table in a file whose other parts end at `position`, a multiple of the cluster. */
+export function refcountClusters(position: number, clusterSize: number): number {
+  const { total, tableClusters } = layOut(position, clusterSize, 0);
+  return total + tableClusters;
+}
+
+/**
+ * How many blocks describe a file, themselves included, and the clusters of the table that names them.
+ *
+ * @param position end of everything but the blocks that are not placed yet, and the table
+ * @param placed blocks that lie below it already
+ */
+function layOut(
+  position: number,
+  clusterSize: number,
+  placed: number,
+): { readonly total: number; readonly tableClusters: number } {
+  const entries = clusterSize / REFCOUNT_BYTES;
+  let total = 0;
+  let tableClusters = 0;
+  for (let needed = Math.ceil(position / clusterSize / entries); needed > total;) {
+    total = needed;
+    tableClusters = Math.ceil((total * ENTRY_BYTES) / clusterSize);
+    const end = position / clusterSize + (total - placed) + tableClusters;
+    needed = Math.ceil(end / entries);
+  }
+  return { total, tableClusters };
+}
+
 interface Block {
   readonly bytes: Buffer;
   /** Sum of its entries, kept apart from them to verify them. */
@@ -82,14 +111,7 @@ export class RefcountBuilder {
    */
   finish(position: number): RefcountEnd {
     const placed = this.#offsets.size;
-    let total = 0;
-    let tableClusters = 0;
-    for (let needed = Math.ceil(position / this.#clusterSize / this.#blockEntries); needed > total;) {
-      total = needed;
-      tableClusters = Math.ceil((total * ENTRY_BYTES) / this.#clusterSize);
-      const end = position / this.#clusterSize + (total - placed) + tableClusters;
-      needed = Math.ceil(end / this.#blockEntries);
-    }
+    const { total, tableClusters } = layOut(position, this.#clusterSize, placed);
     if (total * ENTRY_BYTES > MAX_REFCOUNT_TABLE_BYTES) {
       throw new ImageWriteError(`its refcount table would exceed ${MAX_REFCOUNT_TABLE_BYTES} bytes`);
     }

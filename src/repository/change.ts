@@ -1,7 +1,7 @@
 import type { IoOptions } from "../bytes/index.js";
 import { NotFoundError } from "../errors/index.js";
 import type { Storage } from "../storage/index.js";
-import { readManifestBytes, surveyMachine } from "./catalogue.js";
+import { readManifestBytes, surveyMachine, type Survey } from "./catalogue.js";
 import { FencedError, PointNeededError } from "./errors.js";
 import { discardPoint } from "./garbage.js";
 import { isHashesKey, machinePrefix, manifestKey, pointPrefix } from "./layout.js";
@@ -115,19 +115,39 @@ async function removeStrayHashes(
 }
 
 /**
- * Removes a committed point: its manifest, then its files.
+ * Removes committed points, one after the other: each one's manifest, then its files. All manifests are read once, at the
+ * beginning: nobody else changes any as long as `fence` does not throw.
  *
- * @throws {PointNeededError} when an image of another point is, or may be, an increment of one of its; nothing is removed
+ * @param ids in an order in which none goes before those that need it
+ * @param onRemoved told, and waited for, when a point is gone
+ * @throws {PointNeededError} when an image of another point is, or may be, an increment of one of its; that one is not removed
  * @throws what `fence` throws, when the lock was lost meanwhile; a point that another run has continued is there again
  */
-export async function removePoint(
+export async function removePoints(
+  storage: Storage,
+  machine: string,
+  ids: readonly string[],
+  options: ChangeOptions,
+  onRemoved?: (id: string) => Promise<void> | undefined,
+): Promise<void> {
+  if (ids.length === 0) return;
+  const survey = await surveyMachine(storage, machine, options);
+  const gone = new Set<string>();
+  for (const id of ids) {
+    const needing = pointsNeeding(survey, id).filter((other) => !gone.has(other));
+    if (needing.length > 0) throw new PointNeededError(machine, id, needing);
+    await removePoint(storage, machine, id, options);
+    gone.add(id);
+    await onRemoved?.(id);
+  }
+}
+
+async function removePoint(
   storage: Storage,
   machine: string,
   id: string,
   options: ChangeOptions,
 ): Promise<void> {
-  const needing = await pointsNeeding(storage, machine, id, options);
-  if (needing.length > 0) throw new PointNeededError(machine, id, needing);
   const bytes = await readManifestBytes(storage, machine, id, options);
   await options.fence();
   await storage.delete(manifestKey(machine, id), options);
@@ -135,7 +155,7 @@ export async function removePoint(
     await options.fence();
   } catch (error) {
     // Whoever took the lock over may have continued the point: it asks after its own commit whether the point is still there.
-    const isNeeded = (await pointsNeeding(storage, machine, id)).length > 0;
+    const isNeeded = pointsNeeding(await surveyMachine(storage, machine), id).length > 0;
     if (isNeeded && bytes !== undefined)
       await storage.put(manifestKey(machine, id), bytes, { ifAbsent: true });
     throw error;
@@ -144,13 +164,7 @@ export async function removePoint(
 }
 
 /** Ids of the points whose images are, or may be, increments of one of a point. */
-async function pointsNeeding(
-  storage: Storage,
-  machine: string,
-  id: string,
-  options: IoOptions = {},
-): Promise<string[]> {
-  const { points, unreadable } = await surveyMachine(storage, machine, options);
+function pointsNeeding({ points, unreadable }: Survey, id: string): string[] {
   const needing = points.filter(({ disks, pending = {} }) =>
     [...disks, ...Object.values(pending)].some(({ parent }) => parent === id),
   );

@@ -27,6 +27,7 @@ export {
   CONSISTENCIES,
   MACHINE_STATES,
   MANIFEST_FORMAT,
+  storedBytesOf,
   type Consistency,
   type DiskManifest,
   type MachineState,

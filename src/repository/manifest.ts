@@ -139,6 +139,12 @@ type NamedKeys<T> = keyof { [Key in keyof T as string extends Key ? never : Key]
 export type PointManifest = Known<z.output<typeof pointManifest>>;
 /** One disk of a restore point. */
 export type DiskManifest = PointManifest["disks"][number];
+/** Bytes of the images and hashes of points. */
+export function storedBytesOf(points: readonly PointManifest[]): number {
+  const disks = points.flatMap((point) => point.disks);
+  return disks.reduce((sum, { bytes, hashes }) => sum + bytes + (hashes?.bytes ?? 0), 0);
+}
+
 /** An image of a restore point that is being written anew, as it will be. */
 export type PendingImage = NonNullable<PointManifest["pending"]>[string];
 export type MachineState = (typeof MACHINE_STATES)[number];

@@ -17,6 +17,11 @@ export interface DiskPlace {
   readonly disk: string;
 }
 
+export interface OpenChainOptions extends IoOptions {
+  /** How many images to open at most, from the top: who merges some must not pay for all that are below. Default all. */
+  readonly depth?: number | undefined;
+}
+
 /** How often a chain is looked up anew that was changed while it was opened. */
 const ATTEMPTS = 8;
 
@@ -31,7 +36,7 @@ const ATTEMPTS = 8;
 export async function openChain(
   storage: Storage,
   place: DiskPlace,
-  options: IoOptions = {},
+  options: OpenChainOptions = {},
 ): Promise<PointChain> {
   let failed: { readonly state: string; readonly error: DamageError } | undefined;
   for (let attempt = 1; ; attempt += 1) {
@@ -75,11 +80,11 @@ export async function openImage(
 async function lookUp(
   storage: Storage,
   { machine, point, disk }: DiskPlace,
-  options: IoOptions,
+  { depth, ...options }: OpenChainOptions,
 ): Promise<ImageFacts[]> {
   const find = findOnce(storage, machine, options);
   const { top, found } = await findDisk(find, { machine, point, disk });
-  return await resolveChain(top, found, find);
+  return await resolveChain(top, found, find, depth);
 }
 
 /** @throws {NotFoundError} when there is no such point, or it has no such disk */

@@ -24,15 +24,17 @@ export type FindAffected = (id: string, token: string) => Promise<readonly strin
 /**
  * The images that make up a disk at a point: that point's first, the full one last.
  *
+ * @param depth how many of them at most, from the top
  * @throws {ChainDamageError} when a manifest is missing, or does not continue the chain
  */
 export async function resolveChain(
   point: PointManifest,
   disk: DiskManifest,
   find: FindPoint,
+  depth = Infinity,
 ): Promise<ImageFacts[]> {
   const chain: ImageFacts[] = [];
-  for (let next: Step | undefined = { point, disk }; next !== undefined;) {
+  for (let next: Step | undefined = { point, disk }; next !== undefined && chain.length < depth;) {
     const above: readonly string[] = chain.map((facts) => facts.point.id);
     const below: Step | undefined = await stepDown(next, find, above);
     chain.push(factsOf(next, below));
@@ -92,9 +94,9 @@ async function stepDown(step: Step, find: FindPoint, above: readonly string[]): 
 export class PointChain {
   readonly point: PointManifest;
   readonly disk: DiskManifest;
-  /** Top first. */
+  /** Top first; all of the chain, unless it was opened with a depth. */
   readonly images: readonly PointImage[];
-  /** The images read as one disk. What it throws goes through `explain`. */
+  /** Those images read as one disk. What it throws goes through `explain`. */
   readonly chain: ImageChain;
   readonly #affected: FindAffected;
 

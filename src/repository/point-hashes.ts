@@ -89,17 +89,21 @@ export class PointHashes {
     this.#objects = objects;
   }
 
-  /** @returns the hashes, or why they are not there, for people: "point X has no hashes" */
+  /**
+   * @param options.count only those of the topmost images
+   * @returns the hashes, or why they are not there, for people: "point X has no hashes"
+   */
   static async open(
     storage: Storage,
     chain: PointChain,
-    options: IoOptions = {},
+    { count, ...options }: IoOptions & { readonly count?: number } = {},
   ): Promise<PointHashes | string> {
-    const without = chain.images.find(({ disk }) => disk.hashes == null);
+    const images = chain.images.slice(0, count);
+    const without = images.find(({ disk }) => disk.hashes == null);
     if (without !== undefined) return `point ${without.point.id} has no hashes`;
     const queue = new PQueue({ concurrency: OPENING });
     const opening = await Promise.allSettled(
-      chain.images.map(({ point, disk }) =>
+      images.map(({ point, disk }) =>
         queue.add(() => openHashes(storage, point.machine.name, point.id, disk, options)),
       ),
     );

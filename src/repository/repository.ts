@@ -3,7 +3,7 @@ import { HASHES_HEADER_BYTES, HashWriter } from "../hashes/index.js";
 import { ImageWriter } from "../qcow2/index.js";
 import type { Storage } from "../storage/index.js";
 import { listMachines, readManifest, surveyMachine, type Survey } from "./catalogue.js";
-import { changePoint, finishRewrite, finishRewrites, removePoint, type ChangeOptions } from "./change.js";
+import { changePoint, finishRewrite, finishRewrites, removePoints, type ChangeOptions } from "./change.js";
 import { commitPoint, type CommitOptions } from "./commit.js";
 import { collectGarbage, discardPoint, type Collection } from "./garbage.js";
 import {
@@ -19,7 +19,7 @@ import type { LockTimes } from "./lock-contest.js";
 import { MachineLock } from "./lock.js";
 import type { DiskManifest, PointManifest } from "./manifest.js";
 import { openComparison, type Comparison } from "./comparison.js";
-import { openChain, openImage } from "./open-chain.js";
+import { openChain, openImage, type OpenChainOptions } from "./open-chain.js";
 import type { PointChain } from "./point-chain.js";
 import { checkHashes, hashKeyOf, PointHashes } from "./point-hashes.js";
 import type { PointImage } from "./point-image.js";
@@ -121,20 +121,24 @@ export class Repository {
    *
    * @param options an abort of `signal` ends the writer, too
    * @param options.base an image whose bytes the new one begins with: see `ImageWriter.extend`
+   * @param options.pace asked before bytes of that one are copied, where they are not shared
    * @throws {UsageError} for names and sizes that cannot be
    */
   async createImage(
     image: NewImage,
-    options: IoOptions & { readonly base?: PointImage | undefined } = {},
+    options: IoOptions & {
+      readonly base?: PointImage | undefined;
+      readonly pace?: ((bytes: number) => Promise<void>) | undefined;
+    } = {},
   ): Promise<ImageWriter> {
     const { machine, point, disk, token, virtualSize, clusterSize, parent } = image;
-    const { base, signal } = options;
+    const { base, pace, signal } = options;
     const key = imageKey(machine, point, image.file ?? imageFileOf(disk));
     const backing =
       parent === undefined
         ? undefined
         : ({ file: backingName(parent.point, parent.image), format: "qcow2" } as const);
-    const copied = base === undefined ? undefined : { object: base.object, length: base.disk.bytes };
+    const copied = base === undefined ? undefined : { object: base.object, length: base.disk.bytes, pace };
     const sink = await this.storage.create(key, { headLength: clusterSize, base: copied, signal });
     const imageOptions = {
       ...{ virtualSize, clusterSize, backing },
@@ -188,8 +192,15 @@ export class Repository {
     return await openComparison(this.storage, { machine, point, disk }, options);
   }
 
-  /** The hashes of a chain, or why they are not all there: "point X has no hashes". */
-  async openHashes(chain: PointChain, options: IoOptions = {}): Promise<PointHashes | string> {
+  /**
+   * The hashes of a chain, or why they are not all there: "point X has no hashes".
+   *
+   * @param options.count only those of the topmost images
+   */
+  async openHashes(
+    chain: PointChain,
+    options: IoOptions & { readonly count?: number } = {},
+  ): Promise<PointHashes | string> {
     return await PointHashes.open(this.storage, chain, options);
   }
 
@@ -204,7 +215,7 @@ export class Repository {
     machine: string,
     point: string,
     disk: string,
-    options: IoOptions = {},
+    options: OpenChainOptions = {},
   ): Promise<PointChain> {
     return await openChain(this.storage, { machine, point, disk }, options);
   }
@@ -239,9 +250,14 @@ export class Repository {
     return await changePoint(this.storage, machine, id, change, options);
   }
 
-  /** Removes a committed point that no other one needs: see `removePoint`. */
-  async removePoint(machine: string, id: string, options: ChangeOptions): Promise<void> {
-    await removePoint(this.storage, machine, id, options);
+  /** Removes committed points that no other one needs: see `removePoints`. */
+  async removePoints(
+    machine: string,
+    ids: readonly string[],
+    options: ChangeOptions,
+    onRemoved?: (id: string) => Promise<void> | undefined,
+  ): Promise<void> {
+    await removePoints(this.storage, machine, ids, options, onRemoved);
   }
 
   /** Completes what runs that died while they wrote images anew have left: see `finishRewrites`. */

@@ -1,16 +1,9 @@
 import { UsageError } from "../errors/index.js";
 import type { PointManifest } from "../repository/index.js";
-import { descendantsOf, planRemoval } from "./plan.js";
-import type { RewriteContext } from "./rewrite-image.js";
-import { removePoints } from "./run.js";
-import {
-  requirePoint,
-  estimate,
-  includesCurrent,
-  onChain,
-  type ChainChanges,
-  type ChangeChainOptions,
-} from "./session.js";
+import { changeChain, type ChainChanges } from "./changes.js";
+import { descendantsOf, idleTombstones, planRemoval } from "./plan.js";
+import { includesCurrent, onChain, requirePoint, type ChangeChainOptions } from "./session.js";
+import type { RewriteContext } from "./stack.js";
 
 /** What goes with a point. */
 export const DELETE_SCOPES = ["point", "children", "children-only", "metadata-only"] as const;
@@ -40,17 +33,14 @@ export async function deletePoint(options: DeleteOptions): Promise<ChainChanges>
     requirePoint(points, id, options.machine);
     const ids = chosen(points, id, scope);
     if (options.force !== true && includesCurrent(points, ids)) throw wouldLoseCurrent(options.machine);
-    const changes = { dryRun, removed: [...ids].sort(), rewritten: [], kept: [] };
     if (scope === "metadata-only") {
       if (!dryRun) await forget(id, context);
-      return changes;
+      return { dryRun, removed: [id], rewritten: [], freedBytes: 0, kept: [] };
     }
-    const plan = planRemoval(points, ids);
+    const { merges } = planRemoval(points, ids);
+    const plan = planRemoval(points, new Set([...ids, ...idleTombstones(points, ids, merges)]));
     const reason = ids.size === 1 ? `point ${id} was deleted` : "the points before it were deleted";
-    return {
-      ...changes,
-      rewritten: dryRun ? await estimate(plan.merges, context) : await removePoints(plan, reason, context),
-    };
+    return await changeChain({ plan, reason, dryRun }, points, context);
   });
 }
 

@@ -2,7 +2,7 @@ import { UsageError } from "../errors/index.js";
 import { requirePointText, standingPoints, type PointManifest } from "../repository/index.js";
 import { requirePoint, onChain, type ChangeChainOptions } from "./session.js";
 
-export interface EditOptions extends Omit<ChangeChainOptions, "dryRun"> {
+export interface EditOptions extends Omit<ChangeChainOptions, "dryRun" | "bandwidth" | "observer"> {
   /** Id. */
   readonly point: string;
   /** "" takes the name away; undefined leaves it. */

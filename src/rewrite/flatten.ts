@@ -1,6 +1,6 @@
-import { planFlatten } from "./plan.js";
-import { rewriteImages } from "./run.js";
-import { requirePoint, estimate, onChain, type ChainChanges, type ChangeChainOptions } from "./session.js";
+import { changeChain, type ChainChanges } from "./changes.js";
+import { idleTombstones, planFlatten, planIdle } from "./plan.js";
+import { onChain, requirePoint, type ChangeChainOptions } from "./session.js";
 
 export interface FlattenOptions extends ChangeChainOptions {
   /** Id. */
@@ -17,9 +17,8 @@ export async function flattenPoint(options: FlattenOptions): Promise<ChainChange
   return await onChain(options, async (points, context) => {
     requirePoint(points, id, machine);
     const merges = planFlatten(points, id);
-    const rewritten = dryRun
-      ? await estimate(merges, context)
-      : await rewriteImages(merges, "flattened", context);
-    return { dryRun, removed: [], rewritten, kept: [] };
+    const idle = idleTombstones(points, new Set(), merges);
+    const plan = planIdle(points, merges, idle);
+    return await changeChain({ plan, reason: "flattened", dryRun }, points, context);
   });
 }

@@ -1,5 +1,14 @@
 import { describe, expect, it } from "vitest";
-import { descendantsOf, planFlatten, planRemoval, type PlannedPoint } from "./plan.js";
+import {
+  descendantsOf,
+  idleTombstones,
+  planCompaction,
+  planFlatten,
+  planIdle,
+  planRemoval,
+  type PlannedPoint,
+  type StoredPoint,
+} from "./plan.js";
 
 /** "B<A:x<A,y" is point B after A, whose disk x is an increment of A's, and whose disk y is full. */
 function points(...texts: readonly string[]): PlannedPoint[] {
@@ -94,5 +103,56 @@ describe("descendantsOf()", () => {
     expect([...descendantsOf(tree, "B")].sort()).toEqual(["D", "E"]);
     expect([...descendantsOf(tree, "A")].sort()).toEqual(["B", "C", "D", "E"]);
     expect([...descendantsOf(tree, "E")]).toEqual([]);
+  });
+});
+
+/** The points of `points()`, those of `forgotten` as tombstones. */
+function stored(all: readonly PlannedPoint[], ...forgotten: readonly string[]): StoredPoint[] {
+  return all.map((point) => ({
+    ...point,
+    tombstone: forgotten.includes(point.id),
+    disks: point.disks.map((disk) => ({ ...disk, bytes: 100, garbageBytes: point.id === "C" ? 20 : 10 })),
+  }));
+}
+
+describe("idleTombstones()", () => {
+  const idle = (all: readonly StoredPoint[], ...removed: readonly string[]): string[] => {
+    const gone = new Set(removed);
+    return [...idleTombstones(all, gone, planRemoval(all, gone).merges)].sort();
+  };
+
+  it("finds those whose last child goes, and those that only such a one needed", () => {
+    expect(idle(stored(CHAIN, "B", "C"), "D")).toEqual(["B", "C"]);
+    expect(idle(stored(CHAIN, "A", "C"), "D")).toEqual(["C"]);
+  });
+
+  it("finds none that an image still needs, merged or not", () => {
+    expect(idle(stored(CHAIN, "B"), "D")).toEqual([]);
+    expect(idle(stored(CHAIN, "B"), "C")).toEqual([]);
+    const branched = points("A:x", "B<A:x<A", "C<A:x<A");
+    expect(idle(stored(branched, "A"), "B")).toEqual([]);
+    expect(idle(stored(branched, "A"), "B", "C")).toEqual(["A"]);
+  });
+
+  it("leaves one alone that nobody needed before", () => {
+    expect(idle(stored(CHAIN, "D"), "B")).toEqual([]);
+  });
+
+  it("finds one whose only child is made full; the tree closes over it", () => {
+    const all = stored(CHAIN, "C");
+    const merges = planFlatten(all, "D");
+    expect([...idleTombstones(all, new Set(), merges)]).toEqual(["C"]);
+    const plan = planIdle(all, merges, new Set(["C"]));
+    expect(plan).toEqual({ merges, reparented: new Map([["D", "B"]]), removed: ["C"] });
+  });
+});
+
+describe("planCompaction()", () => {
+  it("takes images of which more than the share is garbage, each for itself", () => {
+    expect(planCompaction(stored(CHAIN), 0.1)).toEqual([
+      { point: "C", disk: "x", token: "x", stack: ["C"], parent: "B" },
+    ]);
+    expect(planCompaction(stored(CHAIN), 0.2)).toEqual([]);
+    expect(planCompaction(stored(CHAIN), 0)).toHaveLength(4);
   });
 });

@@ -80,6 +80,69 @@ export function descendantsOf(points: readonly PlannedPoint[], id: string): Read
   return found;
 }
 
+/** What planning needs to know of a point to see what is garbage, or forgotten. */
+export interface StoredPoint extends PlannedPoint {
+  readonly tombstone?: boolean | undefined;
+  readonly disks: readonly (PlannedPoint["disks"][number] & {
+    readonly bytes: number;
+    readonly garbageBytes: number;
+  })[];
+}
+
+/** Plans to write images anew of which more than a share is garbage. @param share 0 to 1 */
+export function planCompaction(points: readonly StoredPoint[], share: number): readonly ImageMerge[] {
+  return points.flatMap(({ id, disks }) =>
+    disks
+      .filter(({ bytes, garbageBytes }) => garbageBytes > bytes * share)
+      .map(({ name, token, parent }) => ({ point: id, disk: name, token, stack: [id], parent })),
+  );
+}
+
+/**
+ * Forgotten points that go by themselves: others needed their images, and nobody does any more.
+ *
+ * @param points all of the machine's
+ * @param removed ids of those that go anyway
+ * @param merges what is done before they go
+ */
+export function idleTombstones(
+  points: readonly StoredPoint[],
+  removed: ReadonlySet<string>,
+  merges: readonly ImageMerge[],
+): ReadonlySet<string> {
+  const parents = new Map(merges.map(({ point, token, parent }) => [`${point} ${token}`, parent]));
+  const needs = (point: StoredPoint, id: string, isAfter: boolean): boolean =>
+    point.disks.some(({ token, parent }) => {
+      const now = isAfter ? parents.get(`${point.id} ${token}`) : undefined;
+      return (now === undefined ? parent : now) === id;
+    });
+  const idle = new Set<string>();
+  // What needs a forgotten point is younger: one pass from new to old sees it first.
+  for (const { id, tombstone } of [...points].sort((a, b) => (a.id < b.id ? 1 : -1))) {
+    if (tombstone !== true || removed.has(id) || !points.some((point) => needs(point, id, false))) continue;
+    const left = points.filter((point) => !removed.has(point.id) && !idle.has(point.id));
+    if (!left.some((point) => needs(point, id, true))) idle.add(id);
+  }
+  return idle;
+}
+
+/** Plans merges after which forgotten points go that nobody needs any more: see `idleTombstones`. */
+export function planIdle(
+  points: readonly PlannedPoint[],
+  merges: readonly ImageMerge[],
+  idle: ReadonlySet<string>,
+): RemovalPlan {
+  const parents = new Map(merges.map(({ point, token, parent }) => [`${point} ${token}`, parent]));
+  const merged = points.map((point) => ({
+    ...point,
+    disks: point.disks.map((disk) => {
+      const parent = parents.get(`${point.id} ${disk.token}`);
+      return parent === undefined ? disk : { ...disk, parent };
+    }),
+  }));
+  return { ...planRemoval(merged, idle), merges };
+}
+
 /** Follows a disk's images down as long as they are to be merged. */
 function mergeOf(
   point: string,

@@ -1,8 +1,9 @@
 import { standingPoints } from "../repository/index.js";
 import { planRetention, type RetentionPolicy } from "../retention/index.js";
-import { planRemoval } from "./plan.js";
-import { removePoints } from "./run.js";
-import { estimate, onChain, type ChainChanges, type ChangeChainOptions } from "./session.js";
+import { changeChain, type ChainChanges } from "./changes.js";
+import { MOST_GARBAGE } from "./measure.js";
+import { planCompaction, planRemoval } from "./plan.js";
+import { onChain, type ChangeChainOptions } from "./session.js";
 
 export interface PruneOptions extends ChangeChainOptions {
   readonly policy: RetentionPolicy;
@@ -14,7 +15,7 @@ export interface PruneOptions extends ChangeChainOptions {
 
 /**
  * Thins a machine's points out by retention rules. All that goes is planned at once, so that each image that has to be
- * written anew is written once.
+ * written anew is written once. Images of which more than a third is garbage are written anew, too.
  *
  * @throws {UsageError} for a policy without rules
  */
@@ -28,10 +29,11 @@ export async function prunePoints(options: PruneOptions): Promise<ChainChanges> 
     const ids = new Set(points.map(({ id }) => id));
     for (const { id } of kept) ids.delete(id);
     const plan = planRemoval(points, ids);
+    const touched = new Set(plan.merges.map(({ point }) => point));
+    const others = points.filter(({ id }) => !ids.has(id) && !touched.has(id));
+    const merges = [...plan.merges, ...planCompaction(others, MOST_GARBAGE)];
     const reason = "the points before it were pruned";
-    const rewritten = dryRun
-      ? await estimate(plan.merges, context)
-      : await removePoints(plan, reason, context);
-    return { dryRun, removed: [...ids].sort(), rewritten, kept };
+    const changes = await changeChain({ plan: { ...plan, merges }, reason, dryRun }, points, context);
+    return { ...changes, kept };
   });
 }

@@ -1,6 +1,5 @@
-import type { IoOptions } from "../bytes/index.js";
 import { step } from "../flow/index.js";
-import { measureMerge, mergeImages, type ImageSummary, type ImageWriter } from "../qcow2/index.js";
+import { mergeImages, type ImageSummary, type ImageWriter } from "../qcow2/index.js";
 import {
   hashesFileOf,
   PointHashes,
@@ -8,36 +7,14 @@ import {
   type NewImage,
   type PendingImage,
   type PointChain,
+  type PointImage,
   type PointManifest,
-  type Repository,
 } from "../repository/index.js";
 import { StorageError } from "../storage/index.js";
+import type { MeasuredMerge } from "./measure.js";
 import { MergedHashes } from "./merged-hashes.js";
 import type { ImageMerge } from "./plan.js";
-
-/** Part of a new image that may be garbage; with more it is written without any. */
-const MOST_GARBAGE = 1 / 3;
-
-/** What writing images anew needs. */
-export interface RewriteContext extends IoOptions {
-  readonly repository: Repository;
-  /** The machine's name in the repository. */
-  readonly machine: string;
-  /** Throws when the machine's lock is this run's no more. */
-  readonly fence: () => Promise<void>;
-  /** zstd level for the few clusters that no image has as they must be. */
-  readonly level: number;
-}
-
-/** What was moved for one image. */
-export interface RewrittenImage {
-  readonly id: string;
-  readonly disk: string;
-  /** Bytes of frames that were copied one by one. */
-  readonly copiedBytes: number;
-  /** Bytes of the new image, without those of the one that it began as a copy of. */
-  readonly writtenBytes: number;
-}
+import { openStack, type RewriteContext, type RewrittenImage } from "./stack.js";
 
 /**
  * Merges an image with some of those below it, and puts the result in its place. From the moment at which the manifest
@@ -47,63 +24,43 @@ export interface RewrittenImage {
  * @throws {DamageError} when a table or a frame that is needed is damaged; nothing is changed then
  */
 export async function rewriteImage(
-  merge: ImageMerge,
+  measured: MeasuredMerge,
   reason: string,
   context: RewriteContext,
 ): Promise<RewrittenImage> {
-  const { repository, machine, signal } = context;
-  const chain = await repository.openChain(machine, merge.point, merge.disk, { signal });
-  try {
-    requireStack(chain, merge);
-    return await replaceImage(chain, merge, reason, context);
-  } catch (error) {
-    throw await chain.explain(error);
-  } finally {
-    await chain.close();
-  }
-}
-
-/** What writing an image anew would move; nothing is changed. */
-export async function estimateRewrite(merge: ImageMerge, context: RewriteContext): Promise<RewrittenImage> {
-  const { repository, machine, signal } = context;
-  const chain = await repository.openChain(machine, merge.point, merge.disk, { signal });
-  try {
-    const live = await measureMerge(chain.chain, merge.stack.length, { signal });
-    const copied = live.reduce((sum, bytes) => sum + bytes, 0) - (live[chooseBase(chain, live) ?? -1] ?? 0);
-    return { id: merge.point, disk: merge.disk, copiedBytes: copied, writtenBytes: copied };
-  } catch (error) {
-    throw await chain.explain(error);
-  } finally {
-    await chain.close();
-  }
+  const { copiedBytes, baseBytes } = measured.expected;
+  context.movement?.beginImage(copiedBytes + baseBytes);
+  const rewritten = await openStack(measured.merge, context, (chain) =>
+    replaceImage(chain, measured, reason, context),
+  );
+  context.movement?.endImage();
+  return rewritten;
 }
 
 async function replaceImage(
   chain: PointChain,
-  merge: ImageMerge,
+  { merge, base }: MeasuredMerge,
   reason: string,
   context: RewriteContext,
 ): Promise<RewrittenImage> {
-  const { repository, machine, fence, level, signal } = context;
-  const count = merge.stack.length;
-  const base = chooseBase(chain, await measureMerge(chain.chain, count, { signal }));
+  const { repository, machine, fence, level, movement, signal } = context;
   const baseImage = base === undefined ? undefined : chain.images[base];
   const image = newImageOf(chain, merge, machine);
-  const hashes = await beginHashes(image, chain, context);
+  const hashes = await beginHashes(image, chain, merge.stack.length, context);
+  const pace = movement === undefined ? undefined : (bytes: number) => movement.pass(bytes);
   let writer: ImageWriter | undefined;
   try {
-    writer = await repository.createImage(image, { base: baseImage, signal });
-    const observer = hashes.merged;
-    const moved = await mergeImages({ chain: chain.chain, count, base, writer, level, observer, signal });
+    writer = await beginImage(image, baseImage, context);
+    const moved = await mergeImages({
+      ...{ chain: chain.chain, count: merge.stack.length, base, writer, level, pace, signal },
+      read: (offset, length) => readWhole(merge, offset, length, context),
+      observer: hashes.merged,
+    });
     await fence();
     const hashesFile = await hashes.finish();
     const announce = async (summary: ImageSummary): Promise<void> => {
-      const next = describe(chain.disk, summary, {
-        merge,
-        reason,
-        base: baseImage?.disk,
-        kept: moved.keptBytes,
-      });
+      const facts = { merge, reason, base: baseImage?.disk, kept: moved.keptBytes };
+      const next = describe(chain.disk, summary, facts);
       const pending = { [merge.disk]: { ...next, hashes: hashesFile } };
       await repository.changePoint(
         machine,
@@ -118,13 +75,9 @@ async function replaceImage(
     await step("image rewritten");
     await repository.finishRewrite(machine, merge.point, context);
     await step("rewrite finished");
+    const baseBytes = baseImage?.disk.bytes ?? 0;
     const { copiedBytes } = moved;
-    return {
-      id: merge.point,
-      disk: merge.disk,
-      copiedBytes,
-      writtenBytes: length - (baseImage?.disk.bytes ?? 0),
-    };
+    return { id: merge.point, disk: merge.disk, copiedBytes, writtenBytes: length - baseBytes, baseBytes };
   } catch (error) {
     await writer?.abort();
     await hashes.abort();
@@ -136,34 +89,43 @@ async function replaceImage(
   }
 }
 
+async function beginImage(
+  image: NewImage,
+  base: PointImage | undefined,
+  { repository, movement, signal }: RewriteContext,
+): Promise<ImageWriter> {
+  let copied = 0;
+  const pace = async (bytes: number): Promise<void> => {
+    await movement?.pass(bytes);
+    copied += bytes;
+  };
+  const writer = await repository.createImage(image, { base, pace, signal });
+  if (base !== undefined) movement?.spare(base.disk.bytes - copied);
+  return writer;
+}
+
+/** Reads of the disk as the whole chain has it: for the few clusters that have to be made anew. */
+async function readWhole(
+  { point, disk }: ImageMerge,
+  offset: number,
+  length: number,
+  { repository, machine, signal }: RewriteContext,
+): Promise<Buffer> {
+  const whole = await repository.openChain(machine, point, disk, { signal });
+  try {
+    return await whole.chain.read(offset, length, { signal });
+  } catch (error) {
+    throw await whole.explain(error);
+  } finally {
+    await whole.close();
+  }
+}
+
 function newImageOf({ disk, images }: PointChain, { point, stack }: ImageMerge, machine: string): NewImage {
   const { name, token, virtualSize, clusterSize, image: file } = disk;
   const parent = images[stack.length];
   const below = parent === undefined ? undefined : { point: parent.point.id, image: parent.disk.image };
   return { machine, point, disk: name, file, token, virtualSize, clusterSize, parent: below };
-}
-
-/** Images that were merged or taken away since the plan was made would be merged wrongly. */
-function requireStack(chain: PointChain, { stack, parent }: ImageMerge): void {
-  const found = chain.images.slice(0, stack.length + 1).map(({ point }) => point.id);
-  const expected = parent === null ? stack : [...stack, parent];
-  if (found.join() !== expected.join()) {
-    throw new RangeError(`chain of ${chain.disk.name} is ${found.join()}, not ${expected.join()}`);
-  }
-}
-
-/**
- * The image whose bytes the new one begins with: the one that gives most. None, when too much of it would be garbage.
- *
- * @param live bytes that each would give
- * @returns its index
- */
-function chooseBase(chain: PointChain, live: readonly number[]): number | undefined {
-  const most = Math.max(...live);
-  const base = live.indexOf(most);
-  const held = (chain.images[base]?.disk.bytes ?? 0) - most;
-  const all = live.reduce((sum, bytes) => sum + bytes, 0);
-  return held > (all + held) * MOST_GARBAGE ? undefined : base;
 }
 
 interface BegunHashes {
@@ -173,13 +135,14 @@ interface BegunHashes {
   close(): Promise<void>;
 }
 
-/** Begins the file of hashes of a new image, where those of its chain are at hand. */
+/** Begins the file of hashes of a new image, where those of the `count` images that are merged are at hand. */
 async function beginHashes(
   image: NewImage,
   chain: PointChain,
+  count: number,
   { repository, signal }: RewriteContext,
 ): Promise<BegunHashes> {
-  const source = await repository.openHashes(chain, { signal });
+  const source = await repository.openHashes(chain, { count, signal });
   const nothing = (): Promise<void> => Promise.resolve();
   if (!(source instanceof PointHashes)) {
     return { merged: undefined, finish: () => Promise.resolve(null), abort: nothing, close: nothing };

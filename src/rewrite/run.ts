@@ -1,9 +1,12 @@
 import { step } from "../flow/index.js";
+import { measureRewrites } from "./measure.js";
 import type { ImageMerge, RemovalPlan } from "./plan.js";
-import { rewriteImage, type RewriteContext, type RewrittenImage } from "./rewrite-image.js";
+import { rewriteImage } from "./rewrite-image.js";
+import type { RewriteContext, RewrittenImage } from "./stack.js";
 
 /**
- * Writes images anew, one after the other, each of which holds from the moment at which it takes its place.
+ * Writes images anew, one after the other, each of which holds from the moment at which it takes its place. All are looked
+ * at first: what cannot be read ends it before anything was changed.
  *
  * @param reason why an image is full that was not, for people
  */
@@ -12,8 +15,12 @@ export async function rewriteImages(
   reason: string,
   context: RewriteContext,
 ): Promise<RewrittenImage[]> {
+  const measured = await measureRewrites(merges, context);
+  context.movement?.begin(
+    measured.reduce((sum, { expected }) => sum + expected.copiedBytes + expected.baseBytes, 0),
+  );
   const rewritten: RewrittenImage[] = [];
-  for (const merge of merges) rewritten.push(await rewriteImage(merge, reason, context));
+  for (const merge of measured) rewritten.push(await rewriteImage(merge, reason, context));
   return rewritten;
 }
 
@@ -32,9 +39,6 @@ export async function removePoints(
     await repository.changePoint(machine, id, (point) => ({ ...point, parent }), context);
   }
   await step("points rewritten");
-  for (const id of plan.removed) {
-    await repository.removePoint(machine, id, context);
-    await step("point removed");
-  }
+  await repository.removePoints(machine, plan.removed, context, () => step("point removed"));
   return rewritten;
 }

@@ -54,13 +54,13 @@ export async function shareBlocks(object: ObjectReader, path: string, mode: numb
 
 /** Copies the first `length` bytes of an object into a file, piece by piece. */
 export async function copyBytes(
-  object: ObjectReader,
-  length: number,
+  { object, length, pace }: NonNullable<CreateOptions["base"]>,
   file: FileHandle,
   { signal }: IoOptions,
 ): Promise<void> {
   for (let at = 0; at < length; at += PIECE) {
     signal?.throwIfAborted();
+    await pace?.(Math.min(PIECE, length - at));
     const bytes = await object.read(at, Math.min(PIECE, length - at), { signal });
     for (let done = 0; done < bytes.length;) {
       done += (await file.write(bytes, done, bytes.length - done, at + done)).bytesWritten;

@@ -61,7 +61,7 @@ export class ObjectWriter implements HeadLastSink {
     const writer = new ObjectWriter(root, target, path, handle, options);
     try {
       if (isShared) await handle.truncate(base.length);
-      else await copyBytes(base.object, base.length, handle, options);
+      else await copyBytes(base, handle, options);
       return writer;
     } catch (error) {
       await writer.abort();

@@ -21,9 +21,16 @@ export interface CreateOptions extends IoOptions {
   /**
    * What the object begins with: a copy of the first `length` bytes of another one, no fewer than `headLength`. Where the
    * storage can, they are not moved through this process, or not at all: a file system that shares blocks
-   * between files, a bucket that copies by itself. The first `append` lands behind them.
+   * between files, a bucket that copies by itself. The first `append` lands behind them. `pace` is asked, and waited
+   * for, before bytes are moved through this process after all.
    */
-  readonly base?: { readonly object: ObjectReader; readonly length: number } | undefined;
+  readonly base?:
+    | {
+        readonly object: ObjectReader;
+        readonly length: number;
+        readonly pace?: ((bytes: number) => Promise<void>) | undefined;
+      }
+    | undefined;
 }
 
 export interface PutOptions extends IoOptions {

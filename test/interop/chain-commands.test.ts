@@ -81,7 +81,7 @@ const FULL = { kinds: "full,full", verdict: "identical" };
 describe("tidemark delete", () => {
   it("moves the oldest full into its child, and one in the middle, sizes that changed included", async () => {
     expect(await points()).toEqual({ 1: FULL, 2: INCREMENTAL, 3: INCREMENTAL, 4: INCREMENTAL });
-    const dry = JSON.parse((await cli("delete", "vm@p3", "--dry-run", "--json")).stdout) as object;
+    const dry = (await cli("delete", "vm@p3", "--dry-run", "--json")).events().at(-1);
     expect(dry).toMatchObject({
       dryRun: true,
       removed: [ids[2]],
@@ -91,8 +91,8 @@ describe("tidemark delete", () => {
 
     await cli("delete", "vm@p3");
     expect(await points()).toEqual({ 1: FULL, 2: INCREMENTAL, 4: INCREMENTAL });
-    const done = JSON.parse((await cli("delete", "vm@p1", "--json")).stdout) as object;
-    expect(done).toMatchObject({ dryRun: false, removed: [ids[0]], kept: [] });
+    const done = (await cli("delete", "vm@p1", "--json")).events().at(-1);
+    expect(done).toMatchObject({ event: "result", dryRun: false, removed: [ids[0]], kept: [] });
     expect(await points()).toEqual({ 2: FULL, 4: INCREMENTAL });
     await expect(stat(`${repository}/vm/${ids[0]!}`)).rejects.toMatchObject({ code: "ENOENT" });
   });
@@ -137,9 +137,10 @@ describe("tidemark delete", () => {
     expect(await points()).toEqual({ 1: FULL, 3: INCREMENTAL, 4: INCREMENTAL });
     await stat(`${repository}/vm/${ids[1]!}/root.qcow2`);
     expect(await runTidemark(["show", "vm@p2"], options())).toMatchObject({ code: 4 });
-    // Thinning out takes what is left of it away.
-    await cli("prune", "vm", "--keep-last", "10");
-    expect(await points()).toEqual({ 1: FULL, 3: INCREMENTAL, 4: INCREMENTAL });
+    // What is left of it goes with the last point that needs it.
+    const deleted = await cli("delete", "vm@p3", "--children", "--force", "--json");
+    expect(deleted.events().at(-1)).toMatchObject({ removed: ids.slice(1) });
+    expect(await points()).toEqual({ 1: FULL });
     await expect(stat(`${repository}/vm/${ids[1]!}`)).rejects.toMatchObject({ code: "ENOENT" });
   });
 
@@ -171,7 +172,7 @@ describe("tidemark flatten, prune and edit", () => {
   it("make a synthetic full, and then let the points before it go without a copy", async () => {
     await cli("flatten", "vm@p3");
     expect(await points()).toEqual({ 1: FULL, 2: INCREMENTAL, 3: FULL, 4: INCREMENTAL });
-    const pruned = JSON.parse((await cli("prune", "vm", "--keep-last", "2", "--json")).stdout) as object;
+    const pruned = (await cli("prune", "vm", "--keep-last", "2", "--json")).events().at(-1);
     expect(pruned).toMatchObject({ removed: ids.slice(0, 2), rewritten: [] });
     expect(await points()).toEqual({ 3: FULL, 4: INCREMENTAL });
   });
@@ -201,7 +202,7 @@ describe("tidemark prune", () => {
     const environment = { env: { ...options().env, TZ: "" } };
     const pruned = await runTidemark(["prune", "--keep-daily", "1", "--json"], environment);
     expect(pruned).toMatchObject({ code: 3, stderr: expect.stringContaining('machine \\"a\\"') as string });
-    expect(JSON.parse(pruned.stdout)).toMatchObject({ removed: ids.slice(0, 3) });
+    expect(pruned.events().at(-1)).toMatchObject({ removed: ids.slice(0, 3) });
     expect(await readFile(`${broken}/point.json`, "utf8")).toBe("no manifest");
     await rm(`${repository}/a`, { recursive: true });
     expect(await points()).toEqual({ 4: FULL });

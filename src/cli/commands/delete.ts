@@ -1,28 +1,25 @@
 import { Option, type Command } from "commander";
 import { deletePoint, type DeleteScope } from "../../rewrite/index.js";
-import { withRepository, type CliContext, type CommonOptions } from "../context.js";
+import { changeChains, withChanges, type ChangeCommandOptions } from "../chain-change.js";
+import type { CliContext } from "../context.js";
 import { renderChanges } from "../render/changes.js";
-import { report } from "../render/output.js";
-import { pointAt, repositoryAt, requirePoint } from "../repository.js";
+import { pointAt, requirePoint } from "../repository.js";
 
-interface DeleteCommandOptions extends CommonOptions {
-  readonly repo?: string;
+interface DeleteCommandOptions extends ChangeCommandOptions {
   readonly children?: boolean;
   readonly childrenOnly?: boolean;
   readonly metadataOnly?: boolean;
   readonly force?: boolean;
-  readonly dryRun?: boolean;
 }
 
 export function declare(command: Command, context: CliContext): void {
-  withRepository(command.argument("<machine@point>", "an id, a prefix of one, a name, latest, latest~N"))
+  withChanges(command.argument("<machine@point>", "an id, a prefix of one, a name, latest, latest~N"))
     .addOption(
       new Option("--children", "and all points after it").conflicts(["childrenOnly", "metadataOnly"]),
     )
     .addOption(new Option("--children-only", "all points after it, but not it").conflicts("metadataOnly"))
     .option("--metadata-only", "forget it, but leave its images where they are")
     .option("--force", "also if the current point goes: the next backup is full then, or compares")
-    .option("--dry-run", "only say what would be done")
     .addHelpText(
       "after",
       `
@@ -33,22 +30,16 @@ EXAMPLES
   tidemark delete web@before-upgrade --children-only --repo /backup --dry-run`,
     )
     .action(async (reference: string, options: DeleteCommandOptions) => {
-      const repository = await repositoryAt(options, context);
-      const { point } = await pointAt(repository, requirePoint(reference), {}, context);
-      const { force, dryRun } = options;
-      const machine = point.machine.name;
-      const { signal } = context;
-      const scope = scopeOf(options);
-      const changes = await deletePoint({
-        repository,
-        machine,
-        point: point.id,
-        scope,
-        force,
-        dryRun,
-        signal,
+      await changeChains(options, context, async (repository) => {
+        const { point } = await pointAt(repository, requirePoint(reference), {}, context);
+        const { force } = options;
+        return {
+          machines: [point.machine.name],
+          verb: "delete",
+          change: (change) => deletePoint({ ...change, point: point.id, scope: scopeOf(options), force }),
+          render: renderChanges,
+        };
       });
-      report(context, options, changes, () => renderChanges(changes, machine));
     });
 }
 

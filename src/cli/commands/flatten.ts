@@ -1,13 +1,12 @@
 import type { Command } from "commander";
 import { flattenPoint } from "../../rewrite/index.js";
-import { withRepository, type CliContext, type CommonOptions } from "../context.js";
+import { changeChains, withChanges, type ChangeCommandOptions } from "../chain-change.js";
+import type { CliContext } from "../context.js";
 import { renderChanges } from "../render/changes.js";
-import { report } from "../render/output.js";
-import { pointAt, repositoryAt, requirePoint } from "../repository.js";
+import { pointAt, requirePoint } from "../repository.js";
 
 export function declare(command: Command, context: CliContext): void {
-  withRepository(command.argument("<machine@point>", "an id, a prefix of one, a name, latest, latest~N"))
-    .option("--dry-run", "only say what would be done")
+  withChanges(command.argument("<machine@point>", "an id, a prefix of one, a name, latest, latest~N"))
     .addHelpText(
       "after",
       `
@@ -16,18 +15,15 @@ The point's images become full, from what the repository holds: the points befor
 EXAMPLES
   tidemark flatten web@latest --repo /backup`,
     )
-    .action(async (reference: string, options: CommonOptions & { repo?: string; dryRun?: boolean }) => {
-      const repository = await repositoryAt(options, context);
-      const { point } = await pointAt(repository, requirePoint(reference), {}, context);
-      const machine = point.machine.name;
-      const { signal } = context;
-      const changes = await flattenPoint({
-        repository,
-        machine,
-        point: point.id,
-        dryRun: options.dryRun,
-        signal,
+    .action(async (reference: string, options: ChangeCommandOptions) => {
+      await changeChains(options, context, async (repository) => {
+        const { point } = await pointAt(repository, requirePoint(reference), {}, context);
+        return {
+          machines: [point.machine.name],
+          verb: "flatten",
+          change: (change) => flattenPoint({ ...change, point: point.id }),
+          render: renderChanges,
+        };
       });
-      report(context, options, changes, () => renderChanges(changes, machine));
     });
 }

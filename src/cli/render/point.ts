@@ -1,4 +1,4 @@
-import type { PointManifest } from "../../repository/index.js";
+import { storedBytesOf, type PointManifest } from "../../repository/index.js";
 
 /** The JSON shape of a point, a contract with scripts. */
 export function pointView(point: PointManifest, current: boolean): Record<string, unknown> {
@@ -36,7 +36,7 @@ export function pointView(point: PointManifest, current: boolean): Record<string
 
 /** Stored bytes of all disks, hashes included. */
 export function storedBytes(point: PointManifest): number {
-  return point.disks.reduce((sum, { bytes, hashes }) => sum + bytes + (hashes?.bytes ?? 0), 0);
+  return storedBytesOf([point]);
 }
 
 /** "full", "incr", or how many of the disks are full: disks decide alone. */
