@@ -50,6 +50,7 @@ export { LiveMachine, openLiveMachine, type LiveMachineOptions, type NamedLiveDi
 export { recover, type LeftoverRun, type Leftovers, type RecoverOptions } from "./run/recover.js";
 export { formatOf, type ImageFormat } from "./offline/offline-image.js";
 export { ImageExport } from "./offline/image-export.js";
+export { requireStorageDaemon, trackImage } from "./offline/track-image.js";
 export { OfflineMachine, type ImageChoice, type OfflineMachineOptions } from "./offline/offline.js";
 export { openMachine, type MachineChoice } from "./open.js";
 export { nameDisks } from "./discover/naming.js";

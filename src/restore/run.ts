@@ -3,6 +3,7 @@ import { isZero, type IoOptions } from "../bytes/index.js";
 import { TidemarkError, UsageError } from "../errors/index.js";
 import type { Extent } from "../extent/index.js";
 import { RateLimit } from "../flow/index.js";
+import { repositoryTag } from "../point/index.js";
 import type { PointChain, Repository } from "../repository/index.js";
 import { ObjectReplacedError } from "../storage/index.js";
 import { FrameDecoder, streamChain, type DiskPiece } from "../transfer/index.js";
@@ -31,6 +32,11 @@ export interface RestoreOptions extends IoOptions {
   readonly force?: boolean | undefined;
   /** Write in place, and only what differs from what the target holds. */
   readonly onlyChanged?: boolean | undefined;
+  /**
+   * Leave the point's checkpoint in the restored qcow2 files: the next backup of a machine that runs on them is an increment
+   * of this point, a branch.
+   */
+  readonly track?: boolean | undefined;
   /** The storage daemon's program, for existing qcow2 images; default the one in PATH. */
   readonly storageDaemon?: string | undefined;
   /** Worker threads; default one a core. */
@@ -87,13 +93,17 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     throw new UsageError("A range can only be restored as raw");
   const isPart = options.range !== undefined;
   const { storageDaemon } = options;
+  const repositoryId = repositoryTag(repository.id);
   const jobs: Job[] = [];
   const decoder = FrameDecoder.start(options.workers ?? availableParallelism());
   try {
     for (const { name, to } of options.disks) {
       const opened = await repository.openChain(machine, point, name, { signal });
       try {
-        const how = { format, force, onlyChanged, isPart, storageDaemon, signal };
+        const { token } = opened.disk;
+        const checkpoint = { repository: repositoryId, checkpoint: point, token };
+        const track = options.track === true ? checkpoint : undefined;
+        const how = { format, force, onlyChanged, isPart, storageDaemon, track, signal };
         jobs.push({ name, opened, target: await prepareTarget(to, how) });
       } catch (error) {
         await opened.close();

@@ -30,6 +30,7 @@ interface RestoreCommandOptions extends CommonOptions {
   readonly range?: Extent;
   readonly force?: boolean;
   readonly onlyChanged?: boolean;
+  readonly track?: boolean;
   readonly workers?: number;
   readonly bandwidth?: number;
 }
@@ -53,6 +54,12 @@ export function declare(command: Command, context: CliContext): void {
     .option("--range <offset:length>", "only these bytes of the disk", rangeArgument)
     .option("--force", "replace, or write over, a target that exists")
     .option("--only-changed", "write in place, and only what differs from what the target holds")
+    .addOption(
+      new Option(
+        "--track",
+        "leave the point's checkpoint in it (qcow2): the next backup of it is an increment of this point",
+      ).conflicts("range"),
+    )
     .option("--workers <n>", "worker threads (default: cores)", integerArgument(1, 64))
     .option("--bandwidth <rate>", "bytes a second, e.g. 100MiB/s", rateArgument)
     .addHelpText(
@@ -61,6 +68,7 @@ export function declare(command: Command, context: CliContext): void {
 EXAMPLES
   tidemark restore web@latest~1 --repo /backup --disk vda --to vda.raw
   tidemark restore web --repo /backup --disk vda --to nbd://rescue/vda --force --only-changed
+  tidemark restore web@monday --repo /backup --to-dir /images --track
   tidemark restore web --repo /backup --at 2026-11-20T06:00:00Z --to-dir /restore --format qcow2`,
     )
     .action(async (reference: string, options: RestoreCommandOptions) => {
@@ -98,6 +106,7 @@ async function run(
       range: options.range,
       force: options.force,
       onlyChanged: options.onlyChanged,
+      track: options.track,
       storageDaemon: context.environment["TIDEMARK_QSD"],
       workers: options.workers,
       bandwidth: options.bandwidth,
@@ -149,8 +158,10 @@ async function chooseTargets(
   return [{ name, to: placeOf(to, context) }];
 }
 
-function formatFor({ format, to }: RestoreCommandOptions): TargetFormat {
-  return format ?? (to?.endsWith(".qcow2") === true ? "qcow2" : "raw");
+function formatFor({ format, to, toDir, track }: RestoreCommandOptions): TargetFormat {
+  // Only qcow2 has room for checkpoints; the name of a file that was given says what it shall be, all the same.
+  const isTracked = track === true && toDir !== undefined;
+  return format ?? (isTracked || to?.endsWith(".qcow2") === true ? "qcow2" : "raw");
 }
 
 function placeOf(to: string, context: CliContext): TargetPlace {

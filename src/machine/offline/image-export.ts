@@ -1,7 +1,9 @@
 import { join } from "node:path";
 import type { IoOptions } from "../../bytes/index.js";
+import type { BitmapIdentity } from "../../point/index.js";
 import { STORAGE_DAEMON, StorageDaemon } from "./storage-daemon.js";
 import { openImage } from "./offline-image.js";
+import { addCheckpoint, prepareTracking } from "./track-image.js";
 
 const NODE = "image";
 
@@ -43,6 +45,16 @@ export class ImageExport {
       await daemon[Symbol.asyncDispose]();
       throw error;
     }
+  }
+
+  /** Before it gets a point's content: see `prepareTracking`. */
+  async prepareTracking(repositoryTag: string, io: IoOptions = {}): Promise<void> {
+    await prepareTracking(this.#daemon.qmp, NODE, repositoryTag, io);
+  }
+
+  /** Once it holds a point's content: adds the point's checkpoint. `close` stores it. */
+  async track(checkpoint: BitmapIdentity): Promise<void> {
+    await addCheckpoint(this.#daemon.qmp, NODE, checkpoint);
   }
 
   /**

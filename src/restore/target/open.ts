@@ -3,8 +3,9 @@ import { lstat } from "node:fs/promises";
 import type { Writable } from "node:stream";
 import type { IoOptions } from "../../bytes/index.js";
 import { BusyError, UsageError } from "../../errors/index.js";
-import { formatOf, ImageExport } from "../../machine/index.js";
+import { formatOf, ImageExport, requireStorageDaemon } from "../../machine/index.js";
 import type { NbdUri } from "../../nbd/index.js";
+import type { BitmapIdentity } from "../../point/index.js";
 import type { DiskAccess } from "./disk-access.js";
 import { openBlockDevice, openRawFile } from "./file-disk.js";
 import { isLocked } from "./file-lock.js";
@@ -33,8 +34,10 @@ export interface TargetOptions extends IoOptions {
   readonly onlyChanged: boolean;
   /** Only a part of the disk is restored: not in place. */
   readonly isPart: boolean;
-  /** The storage daemon's program, for existing qcow2 images. */
+  /** The storage daemon's program, for existing qcow2 images and for checkpoints. */
   readonly storageDaemon: string | undefined;
+  /** The checkpoint to leave in the image (qcow2 files only), so that the next backup continues its point. */
+  readonly track: BitmapIdentity | undefined;
 }
 
 /**
@@ -44,6 +47,7 @@ export interface TargetOptions extends IoOptions {
  * @throws {BusyError} when it is in use
  */
 export async function prepareTarget(place: TargetPlace, options: TargetOptions): Promise<PreparedTarget> {
+  requireTrackable(place, options);
   if ("stream" in place) return prepareStream(place.stream, options);
   if ("uri" in place) return await prepareExport(place.uri, place.text, options);
   const found = await lookAt(place.path);
@@ -77,12 +81,16 @@ function prepareStream(stream: Writable, { format, onlyChanged }: TargetOptions)
   };
 }
 
-async function prepareFile(path: string, { format, force }: TargetOptions): Promise<PreparedTarget> {
+async function prepareFile(path: string, options: TargetOptions): Promise<PreparedTarget> {
+  const { format, force, track } = options;
   const file = await PartialFile.prepare(path, { force });
+  // It is needed when all is written: better to know now that there is none.
+  if (track !== undefined) await requireStorageDaemon(options);
   return {
     name: path,
     isInPlace: false,
-    begin: (length) => (format === "raw" ? rawFileTarget(file, length) : qcow2FileTarget(file, length)),
+    begin: (length) =>
+      format === "raw" ? rawFileTarget(file, length) : qcow2FileTarget(file, length, options),
     dispose: () => Promise.resolve(),
   };
 }
@@ -109,11 +117,12 @@ async function prepareExisting(path: string, options: TargetOptions): Promise<Pr
       dispose: () => Promise.resolve(),
     };
   }
-  const { storageDaemon, signal } = options;
+  const { storageDaemon, track, signal } = options;
   const image = await ImageExport.open(path, { storageDaemon, signal });
   try {
     const disk = await openNbdDisk({ target: image.address, exportName: image.exportName }, { signal });
-    return inPlace(path, disk, options, () => image.close());
+    const target = inPlace(path, disk, options, () => image.close());
+    return track === undefined ? target : tracked(target, image, track, { signal });
   } catch (error) {
     await image.close();
     throw error;
@@ -151,7 +160,7 @@ function inPlace(
     name,
     capacity: disk.size,
     isInPlace: true,
-    begin: () =>
+    begin: (_length, whole = () => Promise.resolve()) =>
       Promise.resolve({
         ...target,
         get written() {
@@ -159,6 +168,7 @@ function inPlace(
         },
         async commit() {
           await target.commit();
+          await whole();
           await finish();
         },
         // What could not be written is what is told.
@@ -166,6 +176,34 @@ function inPlace(
       }),
     dispose: () => finish().catch(() => undefined),
   };
+}
+
+/**
+ * A target in an image that keeps a checkpoint of the point. The repository's old ones go before anything is written, and the new
+ * one comes when all is written: a restore that dies in between leaves none, and the next backup compares.
+ */
+function tracked(
+  target: PreparedTarget,
+  image: ImageExport,
+  checkpoint: BitmapIdentity,
+  io: IoOptions,
+): PreparedTarget {
+  return {
+    ...target,
+    async begin(length) {
+      await image.prepareTracking(checkpoint.repository, io);
+      return await target.begin(length, () => image.track(checkpoint));
+    },
+  };
+}
+
+function requireTrackable(place: TargetPlace, { track, format, isPart }: TargetOptions): void {
+  if (track === undefined) return;
+  if ("path" in place && format === "qcow2" && !isPart) return;
+  const name = "path" in place ? place.path : "uri" in place ? place.text : "standard output";
+  throw new UsageError(`Cannot leave a checkpoint in ${name}: only whole qcow2 files have room for one`, {
+    hint: "Restore to a file with --format qcow2, or leave out --track",
+  });
 }
 
 function requireForce(name: string, why: string, { force }: TargetOptions): void {

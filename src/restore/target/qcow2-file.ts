@@ -1,4 +1,7 @@
-import type { HeadLastSink } from "../../bytes/index.js";
+import { open } from "node:fs/promises";
+import type { HeadLastSink, IoOptions } from "../../bytes/index.js";
+import { trackImage } from "../../machine/index.js";
+import type { BitmapIdentity } from "../../point/index.js";
 import { DEFAULT_CLUSTER_SIZE, PlainImageWriter } from "../../qcow2/index.js";
 import type { DiskPiece } from "../../transfer/index.js";
 import type { PartialFile } from "./partial-file.js";
@@ -9,9 +12,14 @@ import type { RestoreTarget } from "./target.js";
  * A qcow2 file for a machine to run on: plain clusters, sparse.
  *
  * @param length bytes of the disk
+ * @param options.track the checkpoint that it is to hold
  */
-export async function qcow2FileTarget(partial: PartialFile, length: number): Promise<RestoreTarget> {
-  const writer = PlainImageWriter.create(await partialFileSink(partial), length);
+export async function qcow2FileTarget(
+  partial: PartialFile,
+  length: number,
+  options: TrackOptions = {},
+): Promise<RestoreTarget> {
+  const writer = PlainImageWriter.create(await partialFileSink(partial, options), length);
   let written = 0;
   return {
     get written() {
@@ -29,7 +37,13 @@ export async function qcow2FileTarget(partial: PartialFile, length: number): Pro
   };
 }
 
-async function partialFileSink(partial: PartialFile): Promise<HeadLastSink> {
+/** What becomes of the finished file before it gets its name. */
+interface TrackOptions extends IoOptions {
+  readonly track?: BitmapIdentity | undefined;
+  readonly storageDaemon?: string | undefined;
+}
+
+async function partialFileSink(partial: PartialFile, options: TrackOptions): Promise<HeadLastSink> {
   const file = await partial.create();
   let position = DEFAULT_CLUSTER_SIZE;
   return {
@@ -41,6 +55,10 @@ async function partialFileSink(partial: PartialFile): Promise<HeadLastSink> {
       await writeAll(file, head, 0);
       await file.sync();
       await file.close();
+      if (options.track !== undefined) {
+        await trackImage(partial.path, options.track, options);
+        await syncFile(partial.path);
+      }
       await partial.commit();
     },
     async abort() {
@@ -48,4 +66,9 @@ async function partialFileSink(partial: PartialFile): Promise<HeadLastSink> {
       await partial.remove();
     },
   };
+}
+
+async function syncFile(path: string): Promise<void> {
+  await using file = await open(path, "r");
+  await file.sync();
 }

@@ -22,8 +22,13 @@ export interface PreparedTarget {
   readonly capacity?: number | undefined;
   /** It is there already and is written in place: when the restore fails, it holds a mixture. */
   readonly isInPlace: boolean;
-  /** Begins. @param length bytes of the disk, or of the part of it that is restored */
-  begin(length: number): Promise<RestoreTarget>;
+  /**
+   * Begins.
+   *
+   * @param length bytes of the disk, or of the part of it that is restored
+   * @param whole called when all is written and durable, before an image that was written in place is let go
+   */
+  begin(length: number, whole?: () => Promise<void>): Promise<RestoreTarget>;
   /** Lets go of it. Never throws; harmless after the target has ended. */
   dispose(): Promise<void>;
 }
