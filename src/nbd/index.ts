@@ -28,7 +28,7 @@ export {
 } from "./meta-context.js";
 export type { NegotiateOptions } from "./negotiate-options.js";
 export { NbdServer, type NbdServerOptions } from "./server/server.js";
-export type { ServedContext, ServedExport } from "./server/served-export.js";
+export type { ServedContext, ServedExport, ServedPiece } from "./server/served-export.js";
 export { openSocket, type NbdSocket, type OpenSocketOptions } from "./socket.js";
 export { tlsOptionsOf, type PskOptions, type TlsOptions, type X509Options } from "./tls-options.js";
 export { MAX_IN_FLIGHT } from "./transmission.js";

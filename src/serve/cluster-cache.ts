@@ -1,7 +1,7 @@
 /** Decoded clusters, the least recently used of which go first. Whoever asks for one that is being read waits for it. */
-export class ClusterCache {
+export class ClusterCache<Content> {
   readonly #limit: number;
-  readonly #clusters = new Map<number, Promise<Buffer>>();
+  readonly #clusters = new Map<number, Promise<Content>>();
 
   /** @param limit most clusters that are kept */
   constructor(limit: number) {
@@ -9,7 +9,7 @@ export class ClusterCache {
   }
 
   /** The content of a cluster, which must not be changed. @param read reads it when it is not there */
-  async get(cluster: number, read: () => Promise<Buffer>): Promise<Buffer> {
+  async get(cluster: number, read: () => Promise<Content>): Promise<Content> {
     const found = this.#clusters.get(cluster) ?? read();
     this.#clusters.delete(cluster);
     this.#clusters.set(cluster, found);

@@ -1,7 +1,13 @@
-import type { IoOptions } from "../bytes/index.js";
+import { availableParallelism } from "node:os";
+import { MiB, type IoOptions } from "../bytes/index.js";
 import { NbdServer, type NbdAddress } from "../nbd/index.js";
 import type { PointManifest, Repository } from "../repository/index.js";
+import { RangeReader } from "../transfer/index.js";
 import { ServedDisk } from "./served-disk.js";
+
+/** Bytes of decoded clusters that are kept, for all disks. */
+const CACHE_BYTES = 64 * MiB;
+const MOST_WORKERS = 4;
 
 /** What is served, and where. */
 export interface ServeOptions extends IoOptions {
@@ -37,12 +43,14 @@ export interface PointServer extends AsyncDisposable {
 export async function servePoint(options: ServeOptions): Promise<PointServer> {
   const { repository, point, address, maxConnections, onProblem, signal } = options;
   const disks: ServedDisk[] = [];
+  const ranges = RangeReader.start(Math.min(availableParallelism(), MOST_WORKERS));
   const closeDisks = async (): Promise<void> => {
     await Promise.all(disks.map((disk) => disk.close()));
+    await ranges.stop();
   };
+  const shared = { repository, ranges, cacheBytes: Math.floor(CACHE_BYTES / point.disks.length) };
   try {
-    for (const { name } of point.disks)
-      disks.push(await ServedDisk.open(repository, point, name, { signal }));
+    for (const { name } of point.disks) disks.push(await ServedDisk.open(point, name, shared, { signal }));
     const server = await NbdServer.listen(address, { exports: disks, maxConnections, onProblem });
     const close = async (): Promise<void> => {
       await server.close();

@@ -1,4 +1,5 @@
-import { MiB, type IoOptions } from "../bytes/index.js";
+import type { IoOptions } from "../bytes/index.js";
+import type { Extent } from "../extent/index.js";
 import {
   BASE_ALLOCATION,
   dirtyBitmapContext,
@@ -8,19 +9,28 @@ import {
   type BlockRun,
   type ServedContext,
   type ServedExport,
+  type ServedPiece,
 } from "../nbd/index.js";
 import type { PointChain, PointManifest, Repository } from "../repository/index.js";
 import { ObjectReplacedError } from "../storage/index.js";
+import type { RangeReader } from "../transfer/index.js";
 import { ClusterCache } from "./cluster-cache.js";
 
-/** Bytes of decoded clusters that are kept, for each disk. */
-const CACHE_BYTES = 64 * MiB;
 /** The name of the bitmap that shows what a point changed since its parent. */
 const CHANGED = "changed";
 /** How often a chain is opened anew that was rewritten while it was read. */
 const ATTEMPTS = 4;
 
-/** One disk of a point, as a server offers it: read from its chain, cluster by cluster. */
+/** What all disks of a server share. */
+export interface SharedByDisks {
+  readonly repository: Repository;
+  /** Decodes. */
+  readonly ranges: RangeReader;
+  /** Bytes of decoded clusters that each disk keeps. */
+  readonly cacheBytes: number;
+}
+
+/** One disk of a point, as a server offers it: read from its chain, in whole clusters. */
 export class ServedDisk implements ServedExport {
   readonly name: string;
   readonly description: string;
@@ -29,21 +39,24 @@ export class ServedDisk implements ServedExport {
   readonly contexts: readonly ServedContext[];
   readonly #repository: Repository;
   readonly #point: PointManifest;
-  readonly #cache: ClusterCache;
+  readonly #ranges: RangeReader;
+  /** Clusters of which parts were asked for: who reads on wants the rest of them. undefined for zeroes. */
+  readonly #cache: ClusterCache<Buffer | undefined>;
   #chain: PointChain;
   /** The opening that is under way, when the chain was rewritten. */
   #opening: Promise<void> | undefined;
 
-  private constructor(repository: Repository, chain: PointChain) {
+  private constructor(chain: PointChain, { repository, ranges, cacheBytes }: SharedByDisks) {
     const { point, disk } = chain;
     this.#repository = repository;
+    this.#ranges = ranges;
     this.#point = point;
     this.#chain = chain;
     this.name = disk.name;
     this.description = `${point.machine.name}@${point.id}${point.name === null ? "" : ` (${point.name})`}`;
     this.size = disk.virtualSize;
     this.preferredBlock = disk.clusterSize;
-    this.#cache = new ClusterCache(Math.floor(CACHE_BYTES / disk.clusterSize));
+    this.#cache = new ClusterCache(Math.floor(cacheBytes / disk.clusterSize));
     const allocation = {
       name: BASE_ALLOCATION,
       runs: (offset: number, length: number, io: IoOptions) => this.#allocation(offset, length, io),
@@ -57,32 +70,34 @@ export class ServedDisk implements ServedExport {
 
   /** @throws as `Repository.openChain` does */
   static async open(
-    repository: Repository,
     { machine, id }: PointManifest,
     disk: string,
+    shared: SharedByDisks,
     options: IoOptions = {},
   ): Promise<ServedDisk> {
-    return new ServedDisk(repository, await repository.openChain(machine.name, id, disk, options));
+    return new ServedDisk(await shared.repository.openChain(machine.name, id, disk, options), shared);
   }
 
-  async read(offset: number, length: number, options: IoOptions): Promise<Buffer> {
+  async *read(offset: number, length: number, options: IoOptions): AsyncGenerator<ServedPiece> {
     const { clusterSize } = this.#chain.disk;
-    const first = Math.floor(offset / clusterSize);
-    const end = Math.ceil((offset + length) / clusterSize);
-    const result = Buffer.alloc(length);
-    for (let cluster = first; cluster < end; cluster += 1) {
-      const start = cluster * clusterSize;
+    const end = offset + length;
+    for (let at = offset; at < end;) {
+      const start = at - (at % clusterSize);
+      const wholeEnd = end === this.size ? end : end - (end % clusterSize);
+      if (at === start && at < wholeEnd) {
+        yield* this.#runs(at, wholeEnd - at, options.signal, ({ chain }, from, count) =>
+          this.#ranges.read(chain, { offset: from, length: count }, options),
+        );
+        at = wholeEnd;
+        continue;
+      }
       // Whoever else waits for the cluster must not fail because this one has left.
-      const content = await this.#cache.get(cluster, () => this.#readCluster(start));
+      const bytes = await this.#cache.get(start / clusterSize, () => this.#readCluster(start));
       options.signal?.throwIfAborted();
-      content.copy(
-        result,
-        Math.max(0, start - offset),
-        Math.max(0, offset - start),
-        Math.min(content.length, offset + length - start),
-      );
+      const stop = Math.min(start + clusterSize, end);
+      yield { offset: at, length: stop - at, bytes: bytes?.subarray(at - start, stop - start) };
+      at = stop;
     }
-    return result;
   }
 
   /** Never throws. */
@@ -91,9 +106,19 @@ export class ServedDisk implements ServedExport {
     await this.#chain.close();
   }
 
-  async #readCluster(start: number): Promise<Buffer> {
+  /** A cluster; undefined when it is zero. */
+  async #readCluster(start: number): Promise<Buffer | undefined> {
     const length = Math.min(this.#chain.disk.clusterSize, this.size - start);
-    return await this.#withChain((chain) => chain.chain.read(start, length));
+    const parts: Buffer[] = [];
+    let isZero = true;
+    const pieces = this.#runs(start, length, undefined, ({ chain }, from, count) =>
+      this.#ranges.read(chain, { offset: from, length: count }),
+    );
+    for await (const piece of pieces) {
+      parts.push(piece.bytes ?? Buffer.alloc(piece.length));
+      isZero &&= piece.bytes === undefined;
+    }
+    return isZero ? undefined : Buffer.concat(parts);
   }
 
   #allocation(offset: number, length: number, { signal }: IoOptions): AsyncGenerator<BlockRun> {
@@ -120,13 +145,13 @@ export class ServedDisk implements ServedExport {
     });
   }
 
-  /** Runs of the chain as it is now; goes on where it was when the chain is rewritten meanwhile. */
-  async *#runs(
+  /** What the chain as it is now says of a range; goes on where it was when the chain is rewritten meanwhile: it reads alike. */
+  async *#runs<Run extends Extent>(
     offset: number,
     length: number,
     signal: AbortSignal | undefined,
-    map: (chain: PointChain, offset: number, length: number) => AsyncIterable<BlockRun>,
-  ): AsyncGenerator<BlockRun> {
+    map: (chain: PointChain, offset: number, length: number) => AsyncIterable<Run>,
+  ): AsyncGenerator<Run> {
     let at = offset;
     for (let attempt = 1; ; attempt += 1) {
       const chain = this.#chain;
@@ -138,18 +163,6 @@ export class ServedDisk implements ServedExport {
         return;
       } catch (error) {
         signal?.throwIfAborted();
-        await this.#recover(error, chain, attempt);
-      }
-    }
-  }
-
-  /** Works with the chain as it is now: one that was rewritten meanwhile reads alike. */
-  async #withChain<T>(work: (chain: PointChain) => Promise<T>): Promise<T> {
-    for (let attempt = 1; ; attempt += 1) {
-      const chain = this.#chain;
-      try {
-        return await work(chain);
-      } catch (error) {
         await this.#recover(error, chain, attempt);
       }
     }

@@ -9,6 +9,8 @@ import { run } from "../support/tools.js";
 const KiB = 1024;
 const MiB = 1024 * KiB;
 const SIZE = 5 * MiB + 1536;
+/** Bytes that an export hands out at a time. */
+const PIECE = 96 * KiB;
 
 /** Data in the first MiB and at the end, zeroes between; one sector in the middle cannot be read. */
 function sampleContent(): Buffer {
@@ -23,6 +25,8 @@ interface Sample extends ServedExport {
   /** Reads that touch it fail; none when negative. */
   broken: number;
   reads: number;
+  /** Pieces that were read. */
+  pieces: number;
 }
 
 function sampleExport(name: string): Sample {
@@ -54,15 +58,22 @@ function sampleExport(name: string): Sample {
     content,
     broken: -1,
     reads: 0,
+    pieces: 0,
     contexts: [
       { name: "base:allocation", runs: (offset, length) => runs(data, [0, 3], offset, length) },
       { name: "qemu:dirty-bitmap:changed", runs: (offset, length) => runs(changed, [1, 0], offset, length) },
     ],
-    read: (offset, length) => {
+    async *read(offset, length) {
       sample.reads += 1;
-      if (sample.broken >= offset && sample.broken < offset + length)
-        return Promise.reject(new Error("broken sector"));
-      return Promise.resolve(content.subarray(offset, offset + length));
+      for (let at = offset; at < offset + length;) {
+        await Promise.resolve();
+        const end = Math.min(at + PIECE, offset + length);
+        if (sample.broken >= at && sample.broken < end) throw new Error("broken sector");
+        const bytes = content.subarray(at, end);
+        sample.pieces += 1;
+        yield { offset: at, length: end - at, bytes: bytes.some((byte) => byte !== 0) ? bytes : undefined };
+        at = end;
+      }
     },
   };
   return sample;
@@ -450,8 +461,58 @@ describe("NbdServer, met by a client that misbehaves", () => {
     for (let cookie = 0; cookie < 1000; cookie += 1) client.request(0, 0, 4 * MiB, 0, cookie);
     await expectServes();
     await expectServes();
-    // 16 of 4 MiB are as many as may be under way.
-    expect(sda.reads).toBeLessThanOrEqual(16);
+    // One of 4 MiB is as much as may be in memory.
+    expect(sda.reads).toBe(1);
+  });
+
+  it("reads no further than the client takes, however much it wants at once, in one piece or in chunks", async () => {
+    for (const isStructured of [false, true]) {
+      sda.pieces = 0;
+      await using client = await raw().enter(isStructured);
+      client.socket.pause();
+      client.request(0, 0, SIZE);
+      await expectServes();
+      // What fits into the socket's buffers, and the piece that waits: the rest is not read.
+      expect(sda.pieces).toBeGreaterThan(0);
+      expect(sda.pieces).toBeLessThan(SIZE / PIECE / 2);
+    }
+  });
+
+  it("answers a long read of an old client in one piece, and nothing comes between its parts", async () => {
+    await using client = await raw().enter(false);
+    client.request(0, 0, SIZE, 0, 1).request(0, 0, 16, 0, 2).request(0, 16, 16, 0, 3);
+    const contents = new Map<bigint, Buffer>();
+    for (
+      const lengths = new Map([
+        [1n, SIZE],
+        [2n, 16],
+        [3n, 16],
+      ]);
+      contents.size < 3;
+    ) {
+      const head = await client.hear(16);
+      expect([head.readUInt32BE(0), errorOf(head)]).toEqual([0x67446698, 0]);
+      const cookie = head.readBigUInt64BE(8);
+      contents.set(cookie, await client.hear(lengths.get(cookie) ?? 0));
+    }
+    expect(contents.get(1n)?.equals(sda.content)).toBe(true);
+    expect(contents.get(2n)?.equals(sda.content.subarray(0, 16))).toBe(true);
+    expect(contents.get(3n)?.equals(sda.content.subarray(16, 32))).toBe(true);
+  });
+
+  it("hangs up where a long read fails in the middle of its answer: what was sent never passes for the whole", async () => {
+    sda.broken = 3 * MiB;
+    await using client = await raw().enter(false);
+    client.request(0, 0, SIZE);
+    const said = await client.hungUp();
+    expect(said.length).toBeLessThanOrEqual(16 + 3 * MiB);
+    expect(said.subarray(16).equals(sda.content.subarray(0, said.length - 16))).toBe(true);
+    expect(problems).toEqual([expect.stringContaining("broken sector")]);
+    await expectServes();
+    // Of a shorter one, nothing was sent before: an error can be told.
+    await using other = await raw().enter(false);
+    other.request(0, 2 * MiB, 2 * MiB);
+    expect(errorOf(await other.hear(16))).toBe(5);
   });
 
   it("hangs up on one that says nothing for ten seconds", async () => {
@@ -462,16 +523,27 @@ describe("NbdServer, met by a client that misbehaves", () => {
     expect(problems).toEqual([expect.stringContaining("no answer within 10 s")]);
   });
 
-  it("hangs up on connections beyond its limit", async () => {
+  it("hangs up on connections beyond its limit, and says so", async () => {
+    const full: string[] = [];
     await using small = await NbdServer.listen(
       { transport: "unix", path: directory.file("t") },
-      { exports: [sda], maxConnections: 1 },
+      { exports: [sda], maxConnections: 1, onProblem: (error) => full.push((error as Error).message) },
     );
     await using first = await new RawClient(directory.file("t")).enter(false);
     await using second = new RawClient(directory.file("t"));
     expect((await second.hungUp()).length).toBe(0);
     first.request(0, 0, 16);
     expect(errorOf(await first.hear(32))).toBe(0);
+    // It is said once, however many try.
+    await using third = new RawClient(directory.file("t"));
+    expect((await third.hungUp()).length).toBe(0);
+    expect(full).toEqual([expect.stringContaining("1 connections are open")]);
+    // Who waits until one has left is welcome.
+    first.socket.end();
+    await first.hungUp();
+    await using fourth = await new RawClient(directory.file("t")).enter(false);
+    fourth.request(0, 0, 16);
+    expect(errorOf(await fourth.hear(32))).toBe(0);
     expect(small.address).toEqual({ transport: "unix", path: directory.file("t") });
   });
 });

@@ -1,4 +1,5 @@
 import type { Socket } from "node:net";
+import { deferred } from "../../flow/index.js";
 
 /** The client ended the connection, in the middle of a message or between two. */
 export class PeerGone extends Error {}
@@ -13,6 +14,8 @@ export class Peer {
   /** Wakes whoever waits for something to happen on the socket. */
   #wake: (() => void) | undefined;
   #drained: Promise<void> | undefined;
+  /** The message that is being sent in parts: nothing may come between them. */
+  #parts: Promise<void> | undefined;
 
   constructor(socket: Socket) {
     this.#socket = socket;
@@ -51,8 +54,32 @@ export class Peer {
     for (let left = count; left > 0;) left -= (await this.take(Math.min(left, SKIPPED_AT_ONCE))).length;
   }
 
-  /** Sends; resolves when the client has room for more. @throws {PeerGone} when it left */
+  /** Sends one message; resolves when the client has room for more. @throws {PeerGone} when it left */
   async send(...parts: readonly Uint8Array[]): Promise<void> {
+    while (this.#parts !== undefined) await this.#parts;
+    await this.#write(parts);
+  }
+
+  /**
+   * Sends one message in parts, as they come and as the client takes them. When that fails the client waits for
+   * bytes that never come: the connection is good for nothing any more.
+   *
+   * @throws {PeerGone} when it left
+   * @throws what `parts` throws
+   */
+  async sendInParts(parts: AsyncIterable<readonly Uint8Array[]>): Promise<void> {
+    while (this.#parts !== undefined) await this.#parts;
+    const sent = deferred<undefined>();
+    this.#parts = sent.promise;
+    try {
+      for await (const part of parts) await this.#write(part);
+    } finally {
+      this.#parts = undefined;
+      sent.resolve(undefined);
+    }
+  }
+
+  async #write(parts: readonly Uint8Array[]): Promise<void> {
     if (this.#socket.destroyed) throw this.#end ?? new PeerGone("connection closed");
     let hasRoom = true;
     this.#socket.cork();

@@ -15,6 +15,14 @@ export interface ServedContext {
   runs(offset: number, length: number, options: IoOptions): AsyncIterable<BlockRun>;
 }
 
+/** A part of a disk, as it is read. */
+export interface ServedPiece {
+  readonly offset: number;
+  readonly length: number;
+  /** The content; undefined where the disk reads as zero. */
+  readonly bytes: Uint8Array | undefined;
+}
+
 /** A disk that a server offers, for reading. */
 export interface ServedExport {
   readonly name: string;
@@ -24,10 +32,12 @@ export interface ServedExport {
   readonly size: number;
   /** Bytes that reads should be aligned to, a power of two: what is stored as one. */
   readonly preferredBlock: number;
-  /** The one called base:allocation, if there is one, tells which parts need not be read because they are zero. */
   readonly contexts: readonly ServedContext[];
-  /** Reads exactly `length` bytes; the range lies within the export. What it throws is EIO to the client. */
-  read(offset: number, length: number, options: IoOptions): Promise<Buffer>;
+  /**
+   * Reads a range that lies within the export, in pieces that follow one another and cover it. Several are read at a time; one
+   * that is not asked for its next piece should hold no more than some MiB. What it throws is EIO to the client.
+   */
+  read(offset: number, length: number, options: IoOptions): AsyncIterable<ServedPiece>;
 }
 
 /** What a client chose in its handshake. */

@@ -13,11 +13,13 @@ import { transmit } from "./transmission.js";
 /** How long a client may take to choose an export, in milliseconds. */
 const HANDSHAKE_DEADLINE = 10_000;
 const MAX_CONNECTIONS = 64;
+/** How long a TCP connection may be silent before the kernel asks whether its peer is still there, in milliseconds. */
+const KEEP_ALIVE = 60_000;
 
 export interface NbdServerOptions {
   /** The first one is the default export. */
   readonly exports: readonly ServedExport[];
-  /** Connections at a time; those beyond are hung up on. Default 64. */
+  /** Connections at a time; those beyond are hung up on at once. Default 64. Each may make the server hold some MiB. */
   readonly maxConnections?: number | undefined;
   /** Told what ended a connection other than by the client's leave, and which reads failed. */
   readonly onProblem?: ((error: unknown) => void) | undefined;
@@ -34,6 +36,8 @@ export class NbdServer {
   readonly #options: NbdServerOptions;
   readonly #stop = new AbortController();
   readonly #connections = new Set<Promise<void>>();
+  /** Connections were turned away, and none has ended since. */
+  #isFull = false;
 
   private constructor(server: Server, address: NbdAddress, options: NbdServerOptions) {
     this.#server = server;
@@ -42,6 +46,7 @@ export class NbdServer {
     // Every connection listens.
     setMaxListeners(0, this.#stop.signal);
     server.on("connection", (socket) => this.#welcome(socket));
+    server.on("drop", () => this.#turnAway());
   }
 
   /**
@@ -84,13 +89,27 @@ export class NbdServer {
   }
 
   #welcome(socket: Socket): void {
-    const serving = this.#serve(socket).finally(() => this.#connections.delete(serving));
+    const serving = this.#serve(socket).finally(() => {
+      this.#connections.delete(serving);
+      this.#isFull = false;
+    });
     this.#connections.add(serving);
+  }
+
+  /** Says so once, however often somebody tries. */
+  #turnAway(): void {
+    if (this.#isFull) return;
+    this.#isFull = true;
+    const what = `${this.#connections.size} connections are open, and no more are taken until one ends`;
+    this.#options.onProblem?.(
+      new NbdConnectionError("TM_NBD_SERVER_FULL", `Cannot serve NBD client: ${what}`),
+    );
   }
 
   /** Never throws. */
   async #serve(socket: Socket): Promise<void> {
-    const peer = new Peer(socket.setNoDelay(true));
+    // Who says nothing is waited for, since a machine may have nothing to read for days; but not once its host is gone.
+    const peer = new Peer(socket.setNoDelay(true).setKeepAlive(true, KEEP_ALIVE));
     const gone = new AbortController();
     socket.once("close", () => gone.abort(new PeerGone("connection closed")));
     const hangUp = (): void => peer.destroy();

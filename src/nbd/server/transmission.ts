@@ -1,10 +1,9 @@
-import { ByteWriter, MiB } from "../../bytes/index.js";
+import { ByteWriter } from "../../bytes/index.js";
 import { Budget } from "../../flow/index.js";
 import {
   NBD_CMD_BLOCK_STATUS,
   NBD_CMD_CACHE,
   NBD_CMD_DISC,
-  NBD_CMD_FLAG_DF,
   NBD_CMD_FLAG_REQ_ONE,
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
@@ -19,23 +18,19 @@ import {
   NBD_REPLY_TYPE_BLOCK_STATUS,
   NBD_REPLY_TYPE_ERROR,
   NBD_REPLY_TYPE_NONE,
-  NBD_REPLY_TYPE_OFFSET_DATA,
-  NBD_REPLY_TYPE_OFFSET_HOLE,
   NBD_REQUEST_MAGIC,
 } from "../constants.js";
 import { faultOf } from "../errors.js";
 import { REQUEST_SIZE, type RequestFrame } from "../frames.js";
-import { BASE_ALLOCATION, NBD_STATE_ZERO } from "../meta-context.js";
 import { decodeRequest, encodeChunk, encodeSimpleReply } from "./frames.js";
 import type { Peer } from "./peer.js";
+import { READ_MEMORY, ReplyBroken, sendRead } from "./read.js";
 import { MAX_PAYLOAD, type Agreement, type ServedContext } from "./served-export.js";
 
 /** Requests of one connection that are worked on at a time. */
 const MAX_REQUESTS = 16;
-/** Bytes of all of them together that are read and not yet sent. */
-const MAX_BYTES = 64 * MiB;
-/** Data of one chunk. */
-const CHUNK = MiB;
+/** Bytes of all of them together that are read and not yet sent: what a client can make a server hold. */
+const MAX_BYTES = READ_MEMORY;
 /** Runs of one block status reply; who wants to know more asks again. */
 const MAX_RUNS = 16_384;
 
@@ -116,7 +111,8 @@ class Transmission {
       await this.#answer(request);
     } catch (error) {
       if (!(error instanceof Refusal) && !this.#peer.isGone) this.#onFailure(error);
-      await this.#refuse(request, error).catch(() => this.#peer.destroy());
+      if (error instanceof ReplyBroken) this.#peer.destroy();
+      else await this.#refuse(request, error).catch(() => this.#peer.destroy());
     }
   }
 
@@ -124,26 +120,19 @@ class Transmission {
     switch (request.type) {
       case NBD_CMD_READ:
         this.#requireRange(request);
-        {
-          await this.#read(request);
-          return;
-        }
+        await this.#read(request);
+        return;
       case NBD_CMD_BLOCK_STATUS:
         this.#requireRange(request);
-        {
-          await this.#blockStatus(request);
-          return;
-        }
-      case NBD_CMD_FLUSH: {
+        await this.#blockStatus(request);
+        return;
+      case NBD_CMD_FLUSH:
         await this.#done(request);
         return;
-      }
       case NBD_CMD_CACHE:
         this.#requireRange(request);
-        {
-          await this.#done(request);
-          return;
-        }
+        await this.#done(request);
+        return;
       case NBD_CMD_WRITE:
       case NBD_CMD_WRITE_ZEROES:
       case NBD_CMD_TRIM:
@@ -154,51 +143,16 @@ class Transmission {
   }
 
   async #read(request: RequestFrame): Promise<void> {
-    const { offset, length, flags } = request;
+    const { length } = request;
     if (length > MAX_PAYLOAD) throw new Refusal(NBD_EINVAL, `at most ${MAX_PAYLOAD} bytes are read at once`);
-    await this.#bytes.take(length, { signal: this.#signal });
+    // A longer one is sent as it is read.
+    const held = Math.min(length, MAX_BYTES);
+    await this.#bytes.take(held, { signal: this.#signal });
     try {
-      if (!this.#agreement.isStructured) {
-        await this.#readSimple(request);
-        return;
-      }
-      if ((flags & NBD_CMD_FLAG_DF) !== 0) await this.#sendData(request, offset, length);
-      else await this.#readChunks(request);
-      await this.#done(request);
+      await sendRead(this.#peer, this.#agreement, request, { signal: this.#signal });
     } finally {
-      this.#bytes.give(length);
+      this.#bytes.give(held);
     }
-  }
-
-  async #readSimple({ cookie, offset, length }: RequestFrame): Promise<void> {
-    const data = await this.#agreement.export.read(offset, length, { signal: this.#signal });
-    await this.#peer.send(encodeSimpleReply(cookie, 0), data);
-  }
-
-  /** What is zero goes as a hole, whatever its length, the rest in chunks. */
-  async #readChunks(request: RequestFrame): Promise<void> {
-    const { offset, length } = request;
-    const allocation = this.#agreement.export.contexts.find(({ name }) => name === BASE_ALLOCATION);
-    const whole = [{ offset, length, flags: 0 }];
-    for await (const run of allocation?.runs(offset, length, { signal: this.#signal }) ?? whole) {
-      const end = Math.min(run.offset + run.length, offset + length);
-      if ((run.flags & NBD_STATE_ZERO) !== 0) await this.#sendHole(request, run.offset, end - run.offset);
-      else {
-        for (let at = run.offset; at < end; at += CHUNK)
-          await this.#sendData(request, at, Math.min(CHUNK, end - at));
-      }
-    }
-  }
-
-  async #sendData({ cookie }: RequestFrame, offset: number, length: number): Promise<void> {
-    const data = await this.#agreement.export.read(offset, length, { signal: this.#signal });
-    const head = { flags: 0, type: NBD_REPLY_TYPE_OFFSET_DATA, cookie };
-    await this.#peer.send(encodeChunk(head, new ByteWriter(8).u64(offset).finish(), length), data);
-  }
-
-  async #sendHole({ cookie }: RequestFrame, offset: number, length: number): Promise<void> {
-    const head = { flags: 0, type: NBD_REPLY_TYPE_OFFSET_HOLE, cookie };
-    await this.#peer.send(encodeChunk(head, new ByteWriter(12).u64(offset).u32(length).finish()));
   }
 
   async #blockStatus(request: RequestFrame): Promise<void> {
