@@ -30,7 +30,8 @@ export function declare(command: Command, context: CliContext): void {
     .addHelpText(
       "after",
       `
-Each disk is an export that bears its name. Read-only, until interrupted.
+Each disk is an export that bears its name. Read-only, until interrupted; 64 connections at a time. For a writable copy put
+an overlay on it: qemu-img create -f qcow2 -F raw -b 'nbd+unix:///vda?socket=/run/web.sock' vda.qcow2
 
 EXAMPLES
   tidemark serve web@latest~1 --repo /backup --socket /run/web.sock
