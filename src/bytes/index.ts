@@ -6,6 +6,6 @@
  */
 export { ByteReader, ByteWriter } from "./cursor.js";
 export { formatSize, parseSize } from "./size-text.js";
-export type { ByteSource, HeadLastSink, IoOptions } from "./source.js";
+export { readInto, type ByteSource, type HeadLastSink, type IoOptions, type ReadOptions } from "./source.js";
 export { GiB, KiB, MiB, TiB, roundDown, roundUp } from "./units.js";
 export { isZero } from "./zero.js";

@@ -3,6 +3,12 @@ export interface IoOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** Options of reading. */
+export interface ReadOptions extends IoOptions {
+  /** Memory of exactly the length that is read: the source may read into it and return it, or make new memory. */
+  readonly into?: Buffer | undefined;
+}
+
 /** Bytes that can be read at any offset: an image in a repository, a file, a disk. */
 export interface ByteSource {
   /** Bytes in all. */
@@ -11,7 +17,18 @@ export interface ByteSource {
    * Reads exactly `length` bytes at `offset`; never fewer.
    * The buffer belongs to the caller. Reading past the end is an error.
    */
-  read(offset: number, length: number, options?: IoOptions): Promise<Buffer>;
+  read(offset: number, length: number, options?: ReadOptions): Promise<Buffer>;
+}
+
+/** Fills `into` with the bytes at `offset`, copying them only where the source made memory of its own. */
+export async function readInto(
+  source: ByteSource,
+  offset: number,
+  into: Buffer,
+  { signal }: IoOptions = {},
+): Promise<void> {
+  const bytes = await source.read(offset, into.length, { signal, into });
+  if (bytes.buffer !== into.buffer || bytes.byteOffset !== into.byteOffset) bytes.copy(into);
 }
 
 /**

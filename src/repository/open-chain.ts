@@ -4,7 +4,7 @@ import { ObjectReplacedError, type Storage } from "../storage/index.js";
 import { surveyMachine } from "./catalogue.js";
 import { findOnce } from "./commit.js";
 import type { DiskManifest, PointManifest } from "./manifest.js";
-import { PointChain, resolveChain, resolveTop, type FindPoint } from "./point-chain.js";
+import { PointChain, resolveChain, resolveTop, type ChainOptions, type FindPoint } from "./point-chain.js";
 import { PointImage, type ImageFacts } from "./point-image.js";
 import { dependentsOf } from "./tree.js";
 
@@ -17,7 +17,7 @@ export interface DiskPlace {
   readonly disk: string;
 }
 
-export interface OpenChainOptions extends IoOptions {
+export interface OpenChainOptions extends ChainOptions {
   /** How many images to open at most, from the top: who merges some must not pay for all that are below. Default all. */
   readonly depth?: number | undefined;
 }

@@ -10,10 +10,14 @@ import { PointImage, type ImageFacts } from "./point-image.js";
 
 /** Images that are opened at a time. */
 const OPENING = 8;
-/** Tables kept in memory by all readers of a chain together. */
+/** Bytes of tables kept in memory by all readers of a chain together; by each of them one table at least. */
 const TABLE_CACHE = 64 * MiB;
-/** ... and by each of them at least. */
-const LEAST_TABLE_CACHE = 128 * 1024;
+
+/** How a chain is opened. */
+export interface ChainOptions extends IoOptions {
+  /** It is read once, in the order of the disk: every image needs the table in use alone. */
+  readonly inOrder?: boolean | undefined;
+}
 
 /** Reads the manifest of a point of one machine; undefined when it is definitely not there. */
 export type FindPoint = (id: string) => Promise<PointManifest | undefined>;
@@ -113,10 +117,10 @@ export class PointChain {
     storage: Storage,
     facts: readonly ImageFacts[],
     affected: FindAffected,
-    options: IoOptions = {},
+    options: ChainOptions = {},
   ): Promise<PointChain> {
     const queue = new PQueue({ concurrency: OPENING });
-    const cacheBytes = Math.max(Math.floor(TABLE_CACHE / facts.length), LEAST_TABLE_CACHE);
+    const cacheBytes = options.inOrder === true ? 0 : Math.floor(TABLE_CACHE / facts.length);
     const opening = await Promise.allSettled(
       facts.map((image) =>
         queue.add(() =>

@@ -1,11 +1,14 @@
 import { createHash } from "node:crypto";
-import { KiB, type ByteSource, type IoOptions } from "../bytes/index.js";
+import { KiB, readInto, type ByteSource, type IoOptions, type ReadOptions } from "../bytes/index.js";
 import { endOf } from "../extent/index.js";
 import type { Segment } from "../qcow2/index.js";
 
 /** Piece of a segment whose digest is remembered once the whole segment was verified. */
 const PIECE = 64 * KiB;
 const DIGEST_BYTES = 32;
+/** Memory for digesting, used again: a long chain has thousands of segments to verify. */
+const spare: Buffer[] = [];
+const MOST_SPARE = 8;
 
 /** Makes the error for bytes that are not what was stored: it knows the image and the points. */
 export type DamageReport = (what: string) => Promise<Error>;
@@ -45,44 +48,64 @@ export class VerifyingSource implements ByteSource {
     };
   }
 
-  async read(offset: number, length: number, options: IoOptions = {}): Promise<Buffer> {
+  async read(offset: number, length: number, options: ReadOptions = {}): Promise<Buffer> {
     return await this.#read(offset, length, true, options);
   }
 
-  async #read(offset: number, length: number, admitsFrames: boolean, options: IoOptions): Promise<Buffer> {
-    options.signal?.throwIfAborted();
+  async #read(
+    offset: number,
+    length: number,
+    admitsFrames: boolean,
+    { signal, into }: ReadOptions,
+  ): Promise<Buffer> {
+    signal?.throwIfAborted();
     if (!(offset >= 0 && length >= 0 && offset + length <= this.length))
       throw await this.#report(`it has ${this.length} bytes, ${length} were wanted at ${offset}`);
-    const parts: Buffer[] = [];
+    const end = offset + length;
+    const whole = into?.length === length ? into : Buffer.allocUnsafeSlow(length);
     let index = length === 0 ? this.#segments.length : this.#indexAt(offset);
-    for (let at = offset; at < offset + length; index += 1) {
+    for (let at = offset; at < end;) {
       const segment = this.#segments[index];
       if (segment === undefined) throw await this.#report(`byte ${at} belongs to no segment of its manifest`);
-      const end = Math.min(offset + length, endOf(segment));
-      if (segment.kind !== "data") parts.push(await this.#readVerified(segment, at, end - at, options));
-      else if (admitsFrames) parts.push(await this.#source.read(at, end - at, options));
+      const stop = this.#endOfAlike(index, end);
+      const part = whole.subarray(at - offset, stop - offset);
+      if (segment.kind !== "data") await this.#readVerified(segment, at, part, { signal });
+      else if (admitsFrames) await readInto(this.#source, at, part, { signal });
       else throw await this.#report(`a table is said to be at byte ${at}, where frames are stored`);
-      at = end;
+      at = stop;
+      while ((this.#segments[index]?.offset ?? Infinity) < stop) index += 1;
     }
-    const [only] = parts;
-    return only !== undefined && parts.length === 1 ? only : Buffer.concat(parts);
+    return whole;
   }
 
-  async #readVerified(segment: Segment, offset: number, length: number, options: IoOptions): Promise<Buffer> {
+  /** Where what is read at once ends: frames together, whatever their segments; of tables one segment. */
+  #endOfAlike(index: number, end: number): number {
+    let last = this.#segments[index];
+    for (let next = index + 1; last?.kind === "data" && endOf(last) < end; next += 1) {
+      const following = this.#segments[next];
+      if (following?.kind !== "data") break;
+      last = following;
+    }
+    return last === undefined ? end : Math.min(endOf(last), end);
+  }
+
+  async #readVerified(segment: Segment, offset: number, into: Buffer, options: IoOptions): Promise<void> {
     const digests = await this.#piecesOf(segment);
     options.signal?.throwIfAborted();
     const first = Math.floor((offset - segment.offset) / PIECE);
     const start = segment.offset + first * PIECE;
-    const last = Math.ceil((offset + length - segment.offset) / PIECE);
+    const last = Math.ceil((offset + into.length - segment.offset) / PIECE);
     const end = Math.min(segment.offset + last * PIECE, endOf(segment));
-    const bytes = await this.#source.read(start, end - start, options);
+    const isWhole = start === offset && end === offset + into.length;
+    const bytes = isWhole ? into : Buffer.allocUnsafeSlow(end - start);
+    await readInto(this.#source, start, bytes, options);
     for (let piece = first; piece < last; piece += 1) {
       const at = (piece - first) * PIECE;
       const expected = digests.subarray(piece * DIGEST_BYTES, (piece + 1) * DIGEST_BYTES);
       if (!sha256(bytes.subarray(at, at + PIECE)).equals(expected))
         throw await this.#report(`its ${segment.kind} at byte ${start + at} changed while it was read`);
     }
-    return Buffer.from(bytes.subarray(offset - start, offset - start + length));
+    if (!isWhole) bytes.copy(into, 0, offset - start);
   }
 
   async #piecesOf(segment: Segment): Promise<Buffer> {
@@ -104,11 +127,15 @@ export class VerifyingSource implements ByteSource {
   async #verify(segment: Segment): Promise<Buffer> {
     const whole = createHash("sha256");
     const pieces: Buffer[] = [];
+    const memory = spare.pop() ?? Buffer.allocUnsafeSlow(PIECE);
     for (let at = segment.offset; at < endOf(segment); at += PIECE) {
-      const bytes = await this.#source.read(at, Math.min(PIECE, endOf(segment) - at));
+      const bytes = memory.subarray(0, endOf(segment) - at);
+      await readInto(this.#source, at, bytes);
       whole.update(bytes);
       pieces.push(sha256(bytes));
     }
+    // After a failure it may still be read into.
+    if (spare.length < MOST_SPARE) spare.push(memory);
     if (whole.digest("hex") === segment.sha256) return Buffer.concat(pieces);
     const range = `${segment.offset} to ${endOf(segment) - 1}`;
     throw await this.#report(`its ${segment.kind} in bytes ${range} differs from what was stored`);

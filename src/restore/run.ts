@@ -1,12 +1,12 @@
 import { availableParallelism } from "node:os";
 import { isZero, type IoOptions } from "../bytes/index.js";
 import { TidemarkError, UsageError } from "../errors/index.js";
-import type { Extent } from "../extent/index.js";
+import { endOf, type Extent } from "../extent/index.js";
 import { RateLimit } from "../flow/index.js";
 import { repositoryTag } from "../point/index.js";
 import type { PointChain, Repository } from "../repository/index.js";
 import { ObjectReplacedError } from "../storage/index.js";
-import { FrameDecoder, streamChain, type DiskPiece } from "../transfer/index.js";
+import { FrameDecoder, STREAM_MEMORY, streamChain, type DiskPiece } from "../transfer/index.js";
 import { prepareTarget, type TargetFormat, type TargetPlace } from "./target/open.js";
 import type { PreparedTarget } from "./target/target.js";
 
@@ -39,7 +39,7 @@ export interface RestoreOptions extends IoOptions {
   readonly track?: boolean | undefined;
   /** The storage daemon's program, for existing qcow2 images; default the one in PATH. */
   readonly storageDaemon?: string | undefined;
-  /** Worker threads; default one a core. */
+  /** Worker threads; default one a core, at most 4. */
   readonly workers?: number | undefined;
   /** Bytes of the disk a second; default no limit. */
   readonly bandwidth?: number | undefined;
@@ -70,6 +70,9 @@ export interface RestoredDisk {
   readonly writtenBytes: number;
 }
 
+/** Worker threads, unless more are asked for: so many decode what one thread can hand out. */
+const MOST_WORKERS = 4;
+
 /** One disk on its way. */
 interface Job {
   readonly name: string;
@@ -95,10 +98,13 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
   const { storageDaemon } = options;
   const repositoryId = repositoryTag(repository.id);
   const jobs: Job[] = [];
-  const decoder = FrameDecoder.start(options.workers ?? availableParallelism());
+  const decoder = FrameDecoder.start(
+    options.workers ?? Math.min(availableParallelism(), MOST_WORKERS),
+    STREAM_MEMORY,
+  );
   try {
     for (const { name, to } of options.disks) {
-      const opened = await repository.openChain(machine, point, name, { signal });
+      const opened = await repository.openChain(machine, point, name, { signal, inOrder: true });
       try {
         const { token } = opened.disk;
         const checkpoint = { repository: repositoryId, checkpoint: point, token };
@@ -130,12 +136,16 @@ async function restoreDisk(job: Job, decoder: FrameDecoder, options: RestoreOpti
     const rate = new RateLimit(bandwidth);
     const target = await prepared.begin(range.length);
     try {
-      for await (const { offset, length, bytes } of readDisk(job, range, decoder, options)) {
-        signal?.throwIfAborted();
-        if (bytes !== undefined) await rate.pass(length, { signal });
-        const at = offset - range.offset;
-        await target.write({ offset: at, length, bytes }, { signal });
-        observer?.progress?.({ disk: name, done: at + length, total: range.length });
+      for await (const pieces of readDisk(job, range, decoder, options)) {
+        for (const { offset, length, bytes } of pieces) {
+          signal?.throwIfAborted();
+          if (bytes !== undefined) await rate.pass(length, { signal });
+          const at = offset - range.offset;
+          await target.write({ offset: at, length, bytes }, { signal });
+          observer?.progress?.({ disk: name, done: at + length, total: range.length });
+        }
+        // The memory of the pieces is used again from here on.
+        await target.settle();
       }
       await target.commit();
     } catch (error) {
@@ -158,14 +168,14 @@ async function* readDisk(
   range: Extent,
   decoder: FrameDecoder,
   { repository, machine, point, signal }: RestoreOptions,
-): AsyncGenerator<DiskPiece> {
+): AsyncGenerator<readonly DiskPiece[]> {
   const end = range.offset + range.length;
   for (let at = range.offset, failures = 0; ;) {
     try {
       const rest = { offset: at, length: end - at };
-      for await (const piece of streamChain(job.opened.chain, rest, decoder, { signal })) {
-        yield piece;
-        at = piece.offset + piece.length;
+      for await (const pieces of streamChain(job.opened.chain, rest, decoder, { signal })) {
+        yield pieces;
+        at = endOf(pieces.at(-1) ?? { offset: at, length: 0 });
         failures = 0;
       }
       return;
@@ -174,7 +184,7 @@ async function* readDisk(
       failures += 1;
     }
     const old = job.opened;
-    job.opened = await repository.openChain(machine, point, job.name, { signal });
+    job.opened = await repository.openChain(machine, point, job.name, { signal, inOrder: true });
     await old.close();
   }
 }
@@ -205,10 +215,11 @@ async function rangeOf(
   const { capacity = Infinity } = target;
   if (range !== undefined || capacity >= size) return range ?? { offset: 0, length: size };
   const beyond = { offset: capacity, length: size - capacity };
-  for await (const { bytes, offset } of streamChain(chain, beyond, decoder, { signal })) {
-    if (bytes === undefined || isZero(bytes)) continue;
+  for await (const pieces of streamChain(chain, beyond, decoder, { signal })) {
+    const data = pieces.find(({ bytes }) => bytes !== undefined && !isZero(bytes));
+    if (data === undefined) continue;
     throw new UsageError(
-      `Cannot restore disk "${name}" to ${target.name}: it has ${capacity} bytes, the disk holds data beyond, at ${offset}`,
+      `Cannot restore disk "${name}" to ${target.name}: it has ${capacity} bytes, the disk holds data beyond, at ${data.offset}`,
       { hint: `Use a target of at least ${size} bytes` },
     );
   }

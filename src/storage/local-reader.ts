@@ -1,5 +1,5 @@
 import type { FileHandle } from "node:fs/promises";
-import type { IoOptions } from "../bytes/index.js";
+import type { ReadOptions } from "../bytes/index.js";
 import { failure, ObjectReplacedError, saysAbsent, StorageError } from "./failure.js";
 import { identityOf, isSameFile, openForReading, type FileIdentity, type OpenFiles } from "./open-files.js";
 import type { ObjectReader } from "./storage.js";
@@ -25,7 +25,7 @@ export class LocalReader implements ObjectReader {
     this.#files = files;
   }
 
-  async read(offset: number, length: number, options: IoOptions = {}): Promise<Buffer> {
+  async read(offset: number, length: number, options: ReadOptions = {}): Promise<Buffer> {
     options.signal?.throwIfAborted();
     const { key, where, path } = this.#file;
     const action = `Cannot read ${length} bytes at ${offset} of "${path}"`;
@@ -34,7 +34,9 @@ export class LocalReader implements ObjectReader {
       throw new StorageError("TM_STORAGE_RANGE", `${action}: it has ${this.length} bytes`);
     }
     try {
-      const bytes = await this.#files.use(this.#file, (handle) => readExactly(handle, offset, length));
+      const bytes = await this.#files.use(this.#file, (handle) =>
+        readExactly(handle, offset, length, options.into),
+      );
       if (bytes === undefined) throw new ObjectReplacedError(key, where, "it was cut short");
       return bytes;
     } catch (error) {
@@ -72,14 +74,19 @@ export async function reopen(file: PinnedFile): Promise<FileHandle> {
   }
 }
 
-/** Reads `length` bytes; undefined when the file ends before. */
+/**
+ * Reads `length` bytes; undefined when the file ends before.
+ *
+ * @param into memory to read into; default new memory, not from Node's shared pool: the caller may transfer it to another
+ *   thread
+ */
 export async function readExactly(
   handle: FileHandle,
   offset: number,
   length: number,
+  into?: Buffer,
 ): Promise<Buffer | undefined> {
-  // Not from Node's shared pool: the caller may transfer the buffer to another thread.
-  const buffer = Buffer.allocUnsafeSlow(length);
+  const buffer = into?.length === length ? into : Buffer.allocUnsafeSlow(length);
   for (let done = 0; done < length;) {
     const { bytesRead } = await handle.read(buffer, done, length - done, offset + done);
     if (bytesRead === 0) return undefined;

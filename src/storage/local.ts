@@ -22,9 +22,12 @@ import type { CreateOptions, ObjectEntry, ObjectReader, PutOptions, Storage } fr
 export interface LocalStorageOptions extends IoOptions {
   /** Make the directory if it is missing. */
   readonly create?: boolean;
-  /** Files that readers keep open at most while they do not read; 64 by default. */
+  /** Files that readers keep open at most while they do not read; 256 by default. */
   readonly openFiles?: number;
 }
+
+/** Enough for every image of a usual chain, which a restore reads in turns; few beside the 1024 that a process may open. */
+const OPEN_FILES = 256;
 
 /** How often a directory is made that another run, removing empty ones, takes away again in between. */
 const DIRECTORY_ATTEMPTS = 8;
@@ -56,7 +59,7 @@ export class LocalStorage implements Storage {
       const root = await realpath(directory);
       const found = await stat(root);
       if (!found.isDirectory()) throw new StorageError("TM_STORAGE_IO", `${action}: it is not a directory`);
-      return new LocalStorage(new DirectoryTree(root, found.dev), options.openFiles ?? 64);
+      return new LocalStorage(new DirectoryTree(root, found.dev), options.openFiles ?? OPEN_FILES);
     } catch (error) {
       if (!saysAbsent(error) || options.create === true) throw failure(action, error);
       throw new NotFoundError("TM_STORAGE_NOT_FOUND", `${action}: it does not exist`, {

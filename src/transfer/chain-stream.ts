@@ -1,152 +1,157 @@
-import { KiB, MiB } from "../bytes/index.js";
-import { endOf, type Extent } from "../extent/index.js";
-import type { ChainMapping, ImageChain, ImageReader } from "../qcow2/index.js";
+import { MiB, readInto } from "../bytes/index.js";
+import type { Extent } from "../extent/index.js";
+import { anySignal, Budget } from "../flow/index.js";
+import type { ImageChain } from "../qcow2/index.js";
+import { mostOfRead, planWindows, type Window, type WindowRead } from "./chain-window.js";
 import type { FrameDecoder } from "./frame-decoder.js";
 
-/** A part of a disk, in the order of the disk. */
+/** A part of a disk. */
 export interface DiskPiece extends Extent {
   /** The content; undefined where the disk reads as zero. */
   readonly bytes: Buffer | undefined;
 }
 
-type CompressedMapping = Extract<ChainMapping, { kind: "compressed" }>;
-type PlainMapping = Extract<ChainMapping, { kind: "plain" }>;
+/** Windows in memory: one at the consumer, the others being loaded; bytes of data in each. */
+const WINDOWS = 3;
+const WINDOW_BYTES = 10 * MiB;
 
-/** Clusters that follow one another on the disk and lie close together in one image: one read, one decode. */
-interface FrameRun {
-  readonly kind: "frames";
-  readonly image: number;
-  readonly clusters: [CompressedMapping, ...CompressedMapping[]];
-}
-
-type Step = Exclude<ChainMapping, CompressedMapping> | FrameRun;
-
-/** Steps that are loaded ahead of the one being handed out. */
-const LOOKAHEAD = 8;
-/** Decoded bytes of a step, at most. */
-const STEP_BYTES = 2 * MiB;
-/** Stored bytes that are read and thrown away rather than paying for another read. */
-const GAP = 64 * KiB;
+/** Bytes of memory that a decoder needs for streaming: windows, and the stored bytes that are not decoded yet. */
+export const STREAM_MEMORY = WINDOWS * WINDOW_BYTES + 10 * MiB;
 
 /**
- * Streams a range of a chain's disk, in order, decoding on worker threads and loading ahead.
- * A consumer that waits holds back the reads: at most LOOKAHEAD steps of STEP_BYTES are in memory.
+ * Streams a range of a chain's disk, window by window in the order of the disk, decoding on worker threads and
+ * loading ahead: within a window, each image's frames are fetched in the order of its file, in large reads, and what
+ * an image further up supersedes is not fetched. A consumer that waits holds back the reads. Memory does not grow
+ * with the disk nor with the chain, its tables aside.
  *
- * @throws {DamageError} when an image's tables or frames are not what was stored
+ * @param decoder with STREAM_MEMORY bytes of memory, which one stream at a time may use
+ * @returns the pieces of each window, in the order of the disk. Their bytes are valid until the next window is asked for
+ * @throws {DamageError} when an image's tables or frames are not what was stored; no piece of that window was handed out
  */
 export async function* streamChain(
   chain: ImageChain,
   range: Extent,
   decoder: FrameDecoder,
   options: { readonly signal?: AbortSignal | undefined } = {},
-): AsyncGenerator<DiskPiece> {
-  const { signal } = options;
-  const loading: Promise<DiskPiece>[] = [];
+): AsyncGenerator<readonly DiskPiece[]> {
+  const ending = new AbortController();
+  const signal = anySignal(options.signal, ending.signal);
+  const largest = Math.max(...chain.images.map(({ clusterSize }) => clusterSize));
+  const load = { chain, decoder, signal, slots: new Slots(decoder.memory, largest) };
+  const free = Array.from({ length: WINDOWS }, (_, index) => index * WINDOW_BYTES);
+  const loading: { readonly base: number; readonly pieces: Promise<readonly DiskPiece[]> }[] = [];
+  let begun: Promise<void> = Promise.resolve();
   try {
-    for await (const step of stepsOf(chain.map(range.offset, range.length, { signal }))) {
-      const piece = load(chain, step, decoder, signal);
-      // The rejection is seen when the piece's turn comes; until then it is not unhandled.
-      piece.catch(() => undefined);
-      loading.push(piece);
-      if (loading.length < LOOKAHEAD) continue;
-      const next = await loading.shift();
-      if (next !== undefined) yield next;
+    for await (const window of planWindows(chain.map(range.offset, range.length, { signal }), WINDOW_BYTES)) {
+      const base = free.pop() ?? 0;
+      const { all, pieces } = loadWindow(window, base, load, begun);
+      begun = all;
+      // The rejection is seen when the window's turn comes; until then it is not unhandled.
+      pieces.catch(() => undefined);
+      loading.push({ base, pieces });
+      if (loading.length === WINDOWS) yield* handOut();
     }
-    for (let next = loading.shift(); next !== undefined; next = loading.shift()) yield await next;
+    while (loading.length > 0) yield* handOut();
   } finally {
-    await Promise.allSettled(loading);
+    ending.abort();
+    await Promise.allSettled(loading.map(({ pieces }) => pieces));
+  }
+
+  async function* handOut(): AsyncGenerator<readonly DiskPiece[]> {
+    const [next] = loading;
+    if (next === undefined) return;
+    yield await next.pieces;
+    loading.shift();
+    free.push(next.base);
   }
 }
 
-/** Joins compressed clusters into runs, cuts plain ones to the size of a step. */
-async function* stepsOf(mappings: AsyncIterable<ChainMapping>): AsyncGenerator<Step> {
-  let run: FrameRun | undefined;
-  for await (const mapping of mappings) {
-    if (mapping.kind === "compressed" && run !== undefined && continues(run, mapping)) {
-      run.clusters.push(mapping);
-      continue;
+/** What loading works with. */
+interface Load {
+  readonly chain: ImageChain;
+  readonly decoder: FrameDecoder;
+  readonly signal: AbortSignal;
+  readonly slots: Slots;
+}
+
+/**
+ * Loads a window.
+ *
+ * @param base where its bytes begin in the decoder's memory
+ * @param turn resolves when the window before it has begun all its reads: the one that is wanted first goes first
+ * @returns all: when this one has; never rejects
+ */
+function loadWindow(
+  window: Window,
+  base: number,
+  load: Load,
+  turn: Promise<void>,
+): { readonly all: Promise<void>; readonly pieces: Promise<DiskPiece[]> } {
+  const running: Promise<void>[] = [];
+  const begin = async (): Promise<void> => {
+    await turn;
+    for (const read of window.reads) {
+      const slot = await load.slots.take(load);
+      const reading = loadRead(read, base, slot, load).finally(() => load.slots.give(slot));
+      // Its failure is thrown below, when all have ended.
+      reading.catch(() => undefined);
+      running.push(reading);
     }
-    if (run !== undefined) yield run;
-    run = undefined;
-    if (mapping.kind === "compressed") run = { kind: "frames", image: mapping.image, clusters: [mapping] };
-    else if (mapping.kind === "plain") yield* cutPlain(mapping);
-    else yield mapping;
+  };
+  const beginning = begin();
+  const finish = async (): Promise<DiskPiece[]> => {
+    try {
+      await beginning;
+    } finally {
+      await Promise.allSettled(running);
+    }
+    await Promise.all(running);
+    return window.parts.map(({ offset, length, from }) => {
+      const bytes = from === undefined ? undefined : Buffer.from(load.decoder.memory, base + from, length);
+      return { offset, length, bytes };
+    });
+  };
+  return { all: beginning.catch(() => undefined), pieces: finish() };
+}
+
+/** Reads stored bytes and puts what they hold in its place. */
+async function loadRead(
+  { image, at, length, content }: WindowRead,
+  base: number,
+  slot: number,
+  { chain, decoder, signal }: Load,
+): Promise<void> {
+  const reader = chain.images[image];
+  if (reader === undefined) throw new RangeError(`the chain has no image ${image}`);
+  const { source, format, name: object } = reader;
+  const place = "into" in content ? base + content.into : slot;
+  await readInto(source, at, Buffer.from(decoder.memory, place, length), { signal });
+  if ("into" in content) return;
+  await decoder.decode({ format, object, at, slot, base, frames: content.frames });
+}
+
+/** Room for stored bytes, behind the windows: a slot for each read that is under way. */
+class Slots {
+  readonly #budget: Budget;
+  readonly #free: number[];
+
+  /** @param clusterSize of the chain's images, at most */
+  constructor(memory: SharedArrayBuffer, clusterSize: number) {
+    const size = mostOfRead(clusterSize);
+    const count = Math.floor((memory.byteLength - WINDOWS * WINDOW_BYTES) / size);
+    this.#free = Array.from({ length: count }, (_, index) => WINDOWS * WINDOW_BYTES + index * size);
+    this.#budget = new Budget(count);
   }
-  if (run !== undefined) yield run;
-}
 
-function continues({ clusters }: FrameRun, next: CompressedMapping): boolean {
-  const [first] = clusters;
-  const last = clusters.at(-1) ?? first;
-  const gap = next.at - last.at;
-  return (
-    next.image === first.image &&
-    next.offset === endOf(last) &&
-    gap >= 0 &&
-    gap <= last.storedLength + GAP &&
-    endOf(next) - first.offset <= STEP_BYTES
-  );
-}
-
-function extentOf(step: Step): Extent {
-  if (step.kind !== "frames") return step;
-  const [first] = step.clusters;
-  return { offset: first.offset, length: endOf(step.clusters.at(-1) ?? first) - first.offset };
-}
-
-function* cutPlain(mapping: PlainMapping): Generator<Step> {
-  for (let done = 0; done < mapping.length; done += STEP_BYTES) {
-    const length = Math.min(STEP_BYTES, mapping.length - done);
-    yield { ...mapping, offset: mapping.offset + done, at: mapping.at + done, length };
+  async take(options: { readonly signal: AbortSignal }): Promise<number> {
+    await this.#budget.take(1, options);
+    const slot = this.#free.pop();
+    if (slot === undefined) throw new RangeError("more slots are in use than there are");
+    return slot;
   }
-}
 
-async function load(
-  chain: ImageChain,
-  step: Step,
-  decoder: FrameDecoder,
-  signal: AbortSignal | undefined,
-): Promise<DiskPiece> {
-  const { offset, length } = extentOf(step);
-  if (step.kind === "zero") return { offset, length, bytes: undefined };
-  const reader = chain.images[step.image];
-  if (reader === undefined) throw new RangeError(`the chain has no image ${step.image}`);
-  const bytes =
-    step.kind === "plain"
-      ? await reader.source.read(step.at, length, { signal })
-      : await loadFrames(reader, step, decoder, signal);
-  return { offset, length, bytes };
-}
-
-async function loadFrames(
-  reader: ImageReader,
-  { clusters }: FrameRun,
-  decoder: FrameDecoder,
-  signal: AbortSignal | undefined,
-): Promise<Buffer> {
-  const [first] = clusters;
-  const start = first.at;
-  const end = Math.max(...clusters.map(({ at, storedLength }) => at + storedLength));
-  const stored = await reader.source.read(start, end - start, { signal });
-  const frames = clusters.map(({ at, storedLength }) => ({ at: at - start, length: storedLength }));
-  const decoded = await decoder.decode({
-    format: reader.format,
-    object: reader.name,
-    at: start,
-    stored: wholeMemory(stored),
-    frames,
-  });
-  // Only the first cluster can begin inside itself, and only the last can end early.
-  return decoded.subarray(
-    first.skip,
-    first.skip + extentOf({ kind: "frames", image: first.image, clusters }).length,
-  );
-}
-
-/** A buffer's memory, to change hands: copied if it is only a slice of a larger one. */
-function wholeMemory(bytes: Buffer): ArrayBuffer {
-  const { buffer, byteLength } = bytes;
-  return buffer instanceof ArrayBuffer && buffer.byteLength === byteLength
-    ? buffer
-    : new Uint8Array(bytes).buffer;
+  give(slot: number): void {
+    this.#free.push(slot);
+    this.#budget.give(1);
+  }
 }

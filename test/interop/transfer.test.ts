@@ -8,7 +8,13 @@ import { KiB, MiB, type HeadLastSink } from "../../src/bytes/index.js";
 import { Budget, deferred, RateLimit } from "../../src/flow/index.js";
 import { ImageChain, ImageReader, ImageWriter } from "../../src/qcow2/index.js";
 import { LocalStorage } from "../../src/storage/index.js";
-import { FrameDecoder, FrameReader, streamChain, type FrameExport } from "../../src/transfer/index.js";
+import {
+  FrameDecoder,
+  FrameReader,
+  STREAM_MEMORY,
+  streamChain,
+  type FrameExport,
+} from "../../src/transfer/index.js";
 import { checkImage, CLEAN, toRaw } from "../support/image.js";
 import { startQemuNbd, type RealNbdServer } from "../support/nbd-servers.js";
 import { temporaryDirectory, type TemporaryDirectory } from "../support/temporary.js";
@@ -89,7 +95,7 @@ describe("transfer", () => {
 
     const source = await storage.open("disk.qcow2");
     const chain = ImageChain.of([await ImageReader.open(source)]);
-    const decoder = FrameDecoder.start(2);
+    const decoder = FrameDecoder.start(2, STREAM_MEMORY);
     try {
       for (const range of [
         { offset: 0, length: disk.length },
@@ -97,8 +103,10 @@ describe("transfer", () => {
         { offset: disk.length - 100, length: 100 },
       ]) {
         const pieces: Buffer[] = [];
-        for await (const piece of streamChain(chain, range, decoder))
-          pieces.push(piece.bytes ?? Buffer.alloc(piece.length));
+        for await (const window of streamChain(chain, range, decoder)) {
+          for (const { bytes, length } of window)
+            pieces.push(bytes === undefined ? Buffer.alloc(length) : Buffer.from(bytes));
+        }
         expect(Buffer.concat(pieces).equals(disk.subarray(range.offset, range.offset + range.length))).toBe(
           true,
         );

@@ -60,7 +60,7 @@ export function declare(command: Command, context: CliContext): void {
         "leave the point's checkpoint in it (qcow2): the next backup of it is an increment of this point",
       ).conflicts("range"),
     )
-    .option("--workers <n>", "worker threads (default: cores)", integerArgument(1, 64))
+    .option("--workers <n>", "worker threads (default: cores, at most 4)", integerArgument(1, 64))
     .option("--bandwidth <rate>", "bytes a second, e.g. 100MiB/s", rateArgument)
     .addHelpText(
       "after",

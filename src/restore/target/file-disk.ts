@@ -4,7 +4,8 @@ import { isZero, MiB } from "../../bytes/index.js";
 import { BusyError, UsageError } from "../../errors/index.js";
 import { chop } from "../../extent/index.js";
 import type { DiskAccess } from "./disk-access.js";
-import { writeAll } from "./raw-file.js";
+import { FILE_IN_FLIGHT, writeAll } from "./raw-file.js";
+import { UnderWay } from "./under-way.js";
 
 const ZEROES = Buffer.alloc(2 * MiB);
 
@@ -45,11 +46,12 @@ function fileDisk(file: FileHandle, size: number): DiskAccess {
     }
     return bytes;
   };
+  const writes = new UnderWay(FILE_IN_FLIGHT);
   return {
     size,
     blockSize: 1,
     read,
-    write: (offset, bytes) => writeAll(file, bytes, offset),
+    write: (offset, bytes) => writes.begin(bytes.length, () => writeAll(file, bytes, offset)),
     async writeZeroes(offset, length) {
       // Node has no call that zeroes a range. Reading first keeps what is sparse, or thin, as it is.
       for (const part of chop([{ offset, length }], ZEROES.length)) {
@@ -57,8 +59,13 @@ function fileDisk(file: FileHandle, size: number): DiskAccess {
         await writeAll(file, ZEROES.subarray(0, part.length), part.offset);
       }
     },
-    flush: () => file.sync(),
+    settle: () => writes.settle(),
+    async flush() {
+      await writes.settle();
+      await file.sync();
+    },
     async close() {
+      await writes.end();
       // What was written is safe since flush(), or given up.
       await file.close().catch(() => undefined);
     },

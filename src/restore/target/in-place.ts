@@ -41,6 +41,7 @@ export function inPlaceTarget(disk: DiskAccess, options: { readonly onlyChanged:
       return written;
     },
     write: options.onlyChanged ? writeChanged : writeAll,
+    settle: () => disk.settle(),
     async commit() {
       await disk.flush();
       await disk.close();

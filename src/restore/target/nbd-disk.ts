@@ -1,6 +1,5 @@
 import { isZero, MiB, type IoOptions } from "../../bytes/index.js";
 import { UsageError } from "../../errors/index.js";
-import { Budget } from "../../flow/index.js";
 import {
   BASE_ALLOCATION,
   connect,
@@ -11,6 +10,7 @@ import {
   type NbdUri,
 } from "../../nbd/index.js";
 import type { DiskAccess } from "./disk-access.js";
+import { UnderWay } from "./under-way.js";
 
 /** Connections, where the server says that they all see one state. */
 const CONNECTIONS = 4;
@@ -74,9 +74,7 @@ class NbdDisk implements DiskAccess {
   readonly size: number;
   readonly blockSize: number;
   readonly #clients: readonly [NbdClient, ...NbdClient[]];
-  readonly #inFlight = new Budget(IN_FLIGHT);
-  readonly #underWay = new Set<Promise<void>>();
-  readonly #failure = new AbortController();
+  readonly #writes = new UnderWay(IN_FLIGHT);
 
   constructor(clients: readonly [NbdClient, ...NbdClient[]]) {
     this.#clients = clients;
@@ -92,35 +90,26 @@ class NbdDisk implements DiskAccess {
   }
 
   async write(offset: number, bytes: Buffer): Promise<void> {
-    await this.#begin(bytes.length, (client) => client.write(offset, bytes));
+    await this.#writes.begin(bytes.length, () => this.#idlest().write(offset, bytes));
   }
 
   async writeZeroes(offset: number, length: number): Promise<void> {
     // It costs no memory; the server answers when it is done.
-    await this.#begin(0, (client) => client.writeZeroes(offset, length));
+    await this.#writes.begin(0, () => this.#idlest().writeZeroes(offset, length));
+  }
+
+  settle(): Promise<void> {
+    return this.#writes.settle();
   }
 
   async flush(): Promise<void> {
-    await Promise.all(this.#underWay);
-    this.#failure.signal.throwIfAborted();
+    await this.settle();
     await this.#clients[0].flush();
   }
 
   async close(): Promise<void> {
-    await Promise.all(this.#underWay);
+    await this.#writes.end();
     await Promise.all(this.#clients.map((client) => client.close()));
-  }
-
-  /** Starts a change as soon as there is room for it; what it meets is told by the next call. */
-  async #begin(bytes: number, change: (client: NbdClient) => Promise<void>): Promise<void> {
-    await this.#inFlight.take(bytes, { signal: this.#failure.signal });
-    const running = change(this.#idlest())
-      .catch((error: unknown) => this.#failure.abort(error))
-      .finally(() => {
-        this.#inFlight.give(bytes);
-        this.#underWay.delete(running);
-      });
-    this.#underWay.add(running);
   }
 
   #idlest(): NbdClient {

@@ -32,6 +32,7 @@ export async function qcow2FileTarget(
         written += end - start;
       }
     },
+    settle: () => Promise.resolve(),
     commit: () => writer.finish(),
     abort: () => writer.abort(),
   };

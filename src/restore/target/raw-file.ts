@@ -1,11 +1,15 @@
 import type { FileHandle } from "node:fs/promises";
-import { isZero, KiB } from "../../bytes/index.js";
+import { isZero, KiB, MiB } from "../../bytes/index.js";
 import type { DiskPiece } from "../../transfer/index.js";
 import type { PartialFile } from "./partial-file.js";
 import type { RestoreTarget } from "./target.js";
+import { UnderWay } from "./under-way.js";
 
 /** Zeroes are looked for in steps of this many bytes; a step that is all zero becomes a hole. */
 const STEP = 64 * KiB;
+
+/** Bytes whose writing to a file is under way: as many calls as Node has threads for, of a few MiB. */
+export const FILE_IN_FLIGHT = 8 * MiB;
 
 /**
  * A raw file, sparse: what reads as zero is not written.
@@ -14,7 +18,9 @@ const STEP = 64 * KiB;
  */
 export async function rawFileTarget(partial: PartialFile, length: number): Promise<RestoreTarget> {
   const file = await partial.create();
+  const writes = new UnderWay(FILE_IN_FLIGHT);
   const abort = async (): Promise<void> => {
+    await writes.end();
     await file.close();
     await partial.remove();
   };
@@ -33,11 +39,14 @@ export async function rawFileTarget(partial: PartialFile, length: number): Promi
     async write({ offset, bytes }: DiskPiece) {
       if (bytes === undefined) return;
       for (const { start, end } of nonZeroRuns(bytes)) {
-        await writeAll(file, bytes.subarray(start, end), offset + start);
-        written += end - start;
+        const part = bytes.subarray(start, end);
+        await writes.begin(part.length, () => writeAll(file, part, offset + start));
+        written += part.length;
       }
     },
+    settle: () => writes.settle(),
     async commit() {
+      await writes.settle();
       await file.sync();
       await file.close();
       await partial.commit();

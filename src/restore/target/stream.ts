@@ -21,7 +21,8 @@ export function streamTarget(stream: Writable): RestoreTarget {
     async write({ bytes, length }: DiskPiece, { signal }: IoOptions = {}) {
       written += length;
       if (bytes !== undefined) {
-        await write(bytes);
+        // A stream may hand on what it was given, and answer long before whoever gets it has read it.
+        await write(Buffer.from(bytes));
         return;
       }
       for (let left = length; left > 0; left -= ZEROES.length) {
@@ -29,6 +30,7 @@ export function streamTarget(stream: Writable): RestoreTarget {
         await write(ZEROES.subarray(0, Math.min(left, ZEROES.length)));
       }
     },
+    settle: () => Promise.resolve(),
     async commit() {
       await new Promise<void>((resolve, reject) =>
         stream.write("", (error) => (error ? reject(error) : resolve())),

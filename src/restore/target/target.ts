@@ -7,7 +7,10 @@ import type { DiskPiece } from "../../transfer/index.js";
 export interface RestoreTarget {
   /** Bytes of the disk that were written, zeroes that took a write included. */
   readonly written: number;
+  /** Takes a piece. It may be under way when this resolves: its bytes must not change until `settle` has resolved. */
   write(piece: DiskPiece, options?: IoOptions): Promise<void>;
+  /** Resolves when nothing is under way. @throws what any write before met */
+  settle(): Promise<void>;
   /** Makes the restored disk durable and, where it is a new file, visible. */
   commit(): Promise<void>;
   /** Removes what was written, where it can be removed. Never throws; harmless after `commit`. */
