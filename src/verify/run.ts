@@ -28,6 +28,8 @@ export interface VerifyOptions extends IoOptions {
   /** Part of the data that is read, 0 to 1, chosen at random; default all. All else is checked in full. */
   readonly share?: number | undefined;
   readonly workers?: number | undefined;
+  /** Threads that several verifications share; default: some of its own. */
+  readonly checker?: SegmentChecker | undefined;
   /** Bytes a second. */
   readonly bandwidth?: number | undefined;
   readonly observer?: VerifyObserver | undefined;
@@ -76,7 +78,7 @@ export async function verifyMachine(options: VerifyOptions): Promise<VerifyRepor
   onProgress(0);
 
   const workers = options.workers ?? Math.min(availableParallelism(), DEFAULT_WORKERS);
-  const checker = SegmentChecker.start(workers);
+  const checker = options.checker ?? SegmentChecker.start(workers);
   const rate = new RateLimit(options.bandwidth ?? Infinity);
   const shared = {
     ...{ repository, checker, signal, onProgress },
@@ -100,7 +102,7 @@ export async function verifyMachine(options: VerifyOptions): Promise<VerifyRepor
     const queue = new PQueue({ concurrency: workers });
     await queue.addAll(subjects.map((subject) => () => check(subject)));
   } finally {
-    await checker.stop();
+    if (options.checker === undefined) await checker.stop();
   }
   problems.sort((a, b) => (a.point < b.point ? -1 : a.point > b.point ? 1 : 0));
   return { points: wanted.length + unreadable.length, problems };

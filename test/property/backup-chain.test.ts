@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import { GiB, KiB, MiB } from "../../src/bytes/index.js";
 import { checkImage, CLEAN, createImage, writeNoise } from "../support/image.js";
 import type { TestDisk, TestMachine } from "../support/qemu.js";
+import { fraction } from "../support/seed.js";
 import { Rig, type PointView } from "../support/rig.js";
 
 /** Chains in all. A soak run sets it higher. */
@@ -59,7 +60,7 @@ const change: fc.Arbitrary<Change> = fc.record({
       arbitrary: fc.constantFrom(...KINDS.filter((kind) => kind !== "cut" && kind !== "resize")),
     },
   ),
-  place: fc.double({ min: 0, max: 1, noNaN: true }),
+  place: fraction,
   length: fc.oneof(
     fc.integer({ min: 1, max: LONGEST / SECTOR }).map((sectors) => sectors * SECTOR),
     fc.constantFrom(SECTOR, 4 * KiB, CLUSTER - SECTOR, CLUSTER, CLUSTER + SECTOR, 2 * CLUSTER, LONGEST),

@@ -2,6 +2,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { GiB, KiB, MiB } from "../../src/bytes/index.js";
 import { createImage } from "../support/image.js";
+import { fraction } from "../support/seed.js";
 import { blockCommit, blockdevSnapshot, blockStream, snapshotSync } from "../support/snapshots.js";
 import { qcow2, Story } from "../support/story.js";
 import { run } from "../support/tools.js";
@@ -38,8 +39,6 @@ interface Write {
   readonly place: number;
   readonly length: number;
 }
-
-const fraction = fc.double({ min: 0, max: 1, noNaN: true, maxExcluded: true });
 
 const write: fc.Arbitrary<Write> = fc.record({
   command: fc.constantFrom("write -P 7", "write -P 9", "write -z", "write -z -u", "discard"),

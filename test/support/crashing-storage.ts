@@ -28,6 +28,11 @@ export class CrashingStorage implements Storage {
     this.description = storage.description;
   }
 
+  /** Calls so far that change anything. */
+  get calls(): number {
+    return this.#calls;
+  }
+
   get hasCrashed(): boolean {
     return this.#hasCrashed;
   }
@@ -37,7 +42,8 @@ export class CrashingStorage implements Storage {
     return {
       append: (bytes) => this.#change(() => sink.append(bytes)),
       commit: (head) => this.#change(() => sink.commit(head)),
-      abort: () => sink.abort(),
+      // The dead clean up nothing.
+      abort: () => (this.#hasCrashed ? Promise.resolve() : sink.abort()),
     };
   }
 
