@@ -5,6 +5,7 @@ import type { Change, DiskStep } from "./chain-story.js";
 export const CLUSTER = 4096;
 const SECTOR = 512;
 const FIRST_SECTORS = 100;
+const ZEROES = Buffer.alloc(CLUSTER);
 
 export interface ModelDisk {
   readonly name: string;
@@ -120,7 +121,7 @@ export function nextDisk(step: DiskStep, before: Buffer | undefined, number: num
     if (!touched.has(cluster) && part.equals(had)) {
       if (before !== undefined) continue;
     }
-    const isZero = part.every((byte) => byte === 0);
+    const isZero = part.equals(ZEROES);
     if (!isZero) data.set(cluster, part);
     else if (touched.has(cluster) || !part.equals(had)) zero.push(cluster);
   }

@@ -5,6 +5,7 @@ import {
   initRepository,
   openRepository,
   PointHashes,
+  type PointChain,
   type PointManifest,
   type Repository,
 } from "../../src/repository/index.js";
@@ -54,6 +55,7 @@ export class ChainWorld {
   readonly #oracle: QemuOracle;
   readonly #checker: SegmentChecker;
   readonly #keys = new Map<string, Buffer>();
+  readonly #hashed = new Set<string>();
   #model: Model = new Map();
   #number = 0;
 
@@ -143,14 +145,25 @@ export class ChainWorld {
       try {
         expect(chain.chain.virtualSize).toBe(content.length);
         expectBytes(await chain.chain.read(0, content.length), content, `${id} ${name}`);
-        const hashes = await repository.openHashes(chain);
-        if (!(hashes instanceof PointHashes)) throw new Error(hashes);
-        await expectHashes(hashes, content);
-        await hashes.close();
+        await this.#expectHashes(repository, chain, content);
       } finally {
         await chain.close();
       }
     }
+  }
+
+  /** The files of hashes tell what the disk holds. Those that were looked at are not looked at again. */
+  async #expectHashes(repository: Repository, chain: PointChain, content: Buffer): Promise<void> {
+    const files = chain.images.map(({ point, disk }) => {
+      const key = `${machine}/${point.id}/${disk.hashes?.file ?? ""}`;
+      return `${key} ${this.storage.versions.get(key) ?? ""}`;
+    });
+    if (this.#hashed.has(files.join())) return;
+    const hashes = await repository.openHashes(chain);
+    if (!(hashes instanceof PointHashes)) throw new Error(hashes);
+    await expectHashes(hashes, content);
+    await hashes.close();
+    this.#hashed.add(files.join());
   }
 
   async #backup(step: BackupStep): Promise<void> {
@@ -467,12 +480,15 @@ async function expectHashes(hashes: PointHashes, content: Buffer): Promise<void>
   const window = await hashes.window(0, count);
   const hasher = new ClusterHasher(hashes.key);
   for (let cluster = 0; cluster < count; cluster += 1) {
-    const bytes = Buffer.alloc(CLUSTER);
-    content.copy(bytes, 0, cluster * CLUSTER);
+    const part = content.subarray(cluster * CLUSTER, (cluster + 1) * CLUSTER);
+    const bytes = part.length === CLUSTER ? part : Buffer.concat([part], CLUSTER);
     const state = window.states[cluster];
     if (state === CLUSTER_DATA) {
       const hash = window.hashes.subarray(cluster * HASH_BYTES, (cluster + 1) * HASH_BYTES);
-      expect(hasher.hash(bytes).equals(hash)).toBe(true);
-    } else if (state === 0) expect(bytes.every((byte) => byte === 0)).toBe(true);
+      if (!hasher.hash(bytes).equals(hash)) throw new Error(`the hash of cluster ${cluster} is another's`);
+    } else if (state === 0 && !bytes.equals(ZEROES))
+      throw new Error(`cluster ${cluster} has no hash, but holds data`);
   }
 }
+
+const ZEROES = Buffer.alloc(CLUSTER);

@@ -10,7 +10,7 @@ import { ChainWorld } from "./chain-world.js";
 
 const { numRuns, seed, path, isRepeated } = propertyRuns(300, 6000);
 /** Milliseconds for one story on a slow machine. */
-const STORY_DEADLINE = 2000;
+const STORY_DEADLINE = 3000;
 
 describe("delete, flatten, prune and edit", () => {
   it(
@@ -48,7 +48,7 @@ describe("delete, flatten, prune and edit", () => {
       }
       // What never happened was not tried.
       if (!isRepeated)
-        for (const [what, count] of Object.entries(counts)) expect(count, what).toBeGreaterThan(numRuns / 20);
+        for (const [what, count] of Object.entries(counts)) expect(count, what).toBeGreaterThan(numRuns / 50);
     },
     numRuns * STORY_DEADLINE,
   );
