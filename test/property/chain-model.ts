@@ -50,6 +50,16 @@ export function without(model: Model, removed: ReadonlySet<string>): Model {
   );
 }
 
+/** Without the forgotten points that somebody's images needed, and nobody's need any more. */
+export function withoutIdle(before: Model, after: Model): Model {
+  const isNeeded = (model: Model, id: string): boolean =>
+    [...model.values()].some(({ disks }) => [...disks.values()].some(({ parent }) => parent === id));
+  const idle = [...after.values()].find(
+    ({ id, isTombstone }) => isTombstone && isNeeded(before, id) && !isNeeded(after, id),
+  );
+  return idle === undefined ? after : withoutIdle(before, without(after, new Set([idle.id])));
+}
+
 /** With a change to one point. */
 export function changed(model: Model, id: string, change: Partial<ModelPoint>): Model {
   return new Map(model).set(id, { ...model.get(id)!, ...change });

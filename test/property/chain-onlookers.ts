@@ -3,6 +3,7 @@ import { NotFoundError, TidemarkError } from "../../src/errors/index.js";
 import type { PointChain, Repository } from "../../src/repository/index.js";
 import { ServedDisk } from "../../src/serve/served-disk.js";
 import { ObjectReplacedError } from "../../src/storage/index.js";
+import type { RangeReader } from "../../src/transfer/index.js";
 import { randomOf, type Turns } from "../support/turns.js";
 import type { Model } from "./chain-model.js";
 import { firstDifference } from "./chain-oracle.js";
@@ -23,9 +24,12 @@ export interface Counts {
 }
 
 const machine = "web";
+/** Few clusters: they are to be read again. */
+const CACHE_BYTES = 64 * 1024;
 
 /** Those who read while a command rewrites what they read: every byte that they get is of their point, or they get a clear error. */
 export class Onlookers {
+  readonly #ranges: RangeReader;
   readonly #repository: Repository;
   readonly #before: Model;
   readonly #after: Model;
@@ -38,6 +42,7 @@ export class Onlookers {
    * @param after what the command leaves: these points can be read at any time
    */
   constructor(
+    ranges: RangeReader,
     repository: Repository,
     turns: Turns,
     before: Model,
@@ -45,6 +50,7 @@ export class Onlookers {
     seed: number,
     counts: Counts,
   ) {
+    this.#ranges = ranges;
     this.#turns = turns;
     this.#repository = repository;
     this.#before = before;
@@ -76,10 +82,14 @@ export class Onlookers {
     try {
       const point = (await this.#repository.point(machine, id)) ?? undefined;
       if (point === undefined) throw new NotFoundError("TM_POINT_NOT_FOUND", "it is gone");
-      served = await ServedDisk.open(this.#repository, point, disk);
+      const shared = { repository: this.#repository, ranges: this.#ranges, cacheBytes: CACHE_BYTES };
+      served = await ServedDisk.open(point, disk, shared);
       do {
         const { offset, length } = this.#range(content.length);
-        this.#expect(await served.read(offset, length, {}), content, offset, `served ${id} ${token}`);
+        const parts: Uint8Array[] = [];
+        for await (const piece of served.read(offset, length, {}))
+          parts.push(piece.bytes ?? Buffer.alloc(piece.length));
+        this.#expect(Buffer.concat(parts), length, content, offset, `served ${id} ${token}`);
         // What needs no storage would leave nobody else a turn.
         await this.#turns.next();
       } while (!isOver());
@@ -100,7 +110,7 @@ export class Onlookers {
       chain = await this.#repository.openChain(machine, id, disk);
       do {
         const { offset, length } = this.#range(content.length);
-        this.#expect(await chain.chain.read(offset, length), content, offset, `open ${id} ${disk}`);
+        this.#expect(await chain.chain.read(offset, length), length, content, offset, `open ${id} ${disk}`);
         // What needs no storage would leave nobody else a turn.
         await this.#turns.next();
       } while (!isOver());
@@ -126,7 +136,7 @@ export class Onlookers {
       try {
         chain = await this.#repository.openChain(machine, id, disk);
         const { offset, length } = this.#range(content.length);
-        this.#expect(await chain.chain.read(offset, length), content, offset, `opened ${id} ${disk}`);
+        this.#expect(await chain.chain.read(offset, length), length, content, offset, `opened ${id} ${disk}`);
       } catch (error) {
         if (error instanceof ObjectReplacedError) this.#counts.replaced += 1;
         else if (this.#after.has(id) || !(error instanceof TidemarkError)) throw error;
@@ -150,9 +160,9 @@ export class Onlookers {
     return { offset, length: Math.floor(this.#random() * (size - offset)) };
   }
 
-  #expect(found: Buffer, content: Buffer, offset: number, what: string): void {
+  #expect(found: Buffer, length: number, content: Buffer, offset: number, what: string): void {
     this.#counts.reads += 1;
-    const expected = content.subarray(offset, offset + found.length);
+    const expected = content.subarray(offset, offset + length);
     if (!found.equals(expected))
       throw new Error(`${what} at ${offset} reads differently, ${firstDifference(found, expected)}`);
   }

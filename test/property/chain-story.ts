@@ -55,6 +55,8 @@ export type Command =
       readonly isForced: boolean;
     }
   | { readonly kind: "flatten"; readonly point: number }
+  /** Of one point or of all; `share` of an image that may be garbage. */
+  | { readonly kind: "compact"; readonly point: number | null; readonly share: number }
   | { readonly kind: "prune"; readonly last: number; readonly pattern: string | null }
   | {
       readonly kind: "edit";
@@ -121,6 +123,14 @@ const command: fc.Arbitrary<Command> = fc.oneof(
     }),
   },
   { weight: 2, arbitrary: fc.record({ kind: fc.constant("flatten" as const), point: fc.nat(20) }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      kind: fc.constant("compact" as const),
+      point: fc.option(fc.nat(20)),
+      share: fc.constantFrom(0, 0.1, 0.5),
+    }),
+  },
   {
     weight: 2,
     arbitrary: fc.record({

@@ -10,9 +10,9 @@ import {
   type Repository,
 } from "../../src/repository/index.js";
 import { DamageError, TidemarkError } from "../../src/errors/index.js";
-import { deletePoint, editPoint, flattenPoint, prunePoints } from "../../src/rewrite/index.js";
+import { compactPoints, deletePoint, editPoint, flattenPoint, prunePoints } from "../../src/rewrite/index.js";
 import type { Storage } from "../../src/storage/index.js";
-import type { SegmentChecker } from "../../src/transfer/index.js";
+import type { RangeReader, SegmentChecker } from "../../src/transfer/index.js";
 import { verifyMachine, type VerifyReport } from "../../src/verify/index.js";
 import { pointId, writeImages, type DiskContent } from "../interop/repository-points.js";
 import { Crash, CrashingStorage } from "../support/crashing-storage.js";
@@ -28,6 +28,7 @@ import {
   nextDisk,
   standing,
   without,
+  withoutIdle,
   type Model,
   type ModelDisk,
   type ModelPoint,
@@ -48,25 +49,33 @@ interface Planned {
   readonly after: Model | undefined;
 }
 
+/** Threads that all worlds share: starting them takes longer than what they have to do. */
+export interface Threads {
+  readonly checker: SegmentChecker;
+  readonly ranges: RangeReader;
+}
+
 /** A repository in memory, and what every point in it must read as. */
 export class ChainWorld {
   readonly storage = new PinnedMemory();
   readonly counts: Counts;
   readonly #oracle: QemuOracle;
   readonly #checker: SegmentChecker;
+  readonly #ranges: RangeReader;
   readonly #keys = new Map<string, Buffer>();
   readonly #hashed = new Set<string>();
   #model: Model = new Map();
   #number = 0;
 
-  private constructor(directory: string, checker: SegmentChecker, counts: Counts) {
+  private constructor(directory: string, { checker, ranges }: Threads, counts: Counts) {
     this.#oracle = new QemuOracle(this.storage, directory);
     this.#checker = checker;
+    this.#ranges = ranges;
     this.counts = counts;
   }
 
-  static async create(directory: string, checker: SegmentChecker, counts: Counts): Promise<ChainWorld> {
-    const world = new ChainWorld(directory, checker, counts);
+  static async create(directory: string, threads: Threads, counts: Counts): Promise<ChainWorld> {
+    const world = new ChainWorld(directory, threads, counts);
     await initRepository(world.storage);
     return world;
   }
@@ -277,6 +286,7 @@ export class ChainWorld {
         const turns = new Turns(randomOf(trouble.seed));
         const storage = new TakingTurns(this.storage, turns);
         const onlookers = new Onlookers(
+          this.#ranges,
           await openRepository(storage),
           turns,
           this.#model,
@@ -406,7 +416,7 @@ export class ChainWorld {
         return {
           run: async (repository, dryRun = false) =>
             (await flattenPoint({ repository, machine, point, dryRun })).removed,
-          after: flattened(model, point),
+          after: withoutIdle(model, flattened(model, point)),
         };
       }
       case "prune": {
@@ -425,6 +435,15 @@ export class ChainWorld {
             (await prunePoints({ repository, machine, policy, now: new Date(), timeZone: "UTC", dryRun }))
               .removed,
           after: without(model, gone),
+        };
+      }
+      case "compact": {
+        const { share } = command;
+        const point = command.point === null ? undefined : at(command.point).id;
+        return {
+          run: async (repository, dryRun = false) =>
+            (await compactPoints({ repository, machine, point, share, dryRun })).removed,
+          after: model,
         };
       }
       case "edit": {

@@ -1,7 +1,7 @@
 import { mkdir, rm } from "node:fs/promises";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { SegmentChecker } from "../../src/transfer/index.js";
+import { RangeReader, SegmentChecker } from "../../src/transfer/index.js";
 import { fraction, propertyRuns } from "../support/seed.js";
 import { temporaryDirectory } from "../support/temporary.js";
 import type { Counts } from "./chain-onlookers.js";
@@ -12,12 +12,12 @@ const { numRuns, seed, path, isRepeated } = propertyRuns(300, 6000);
 /** Milliseconds for one story on a slow machine. */
 const STORY_DEADLINE = 3000;
 
-describe("delete, flatten, prune and edit", () => {
+describe("delete, flatten, prune, compact and edit", () => {
   it(
     "keep every point that is kept as it reads, in random trees, whenever they die and whoever reads",
     async () => {
       await using directory = await temporaryDirectory();
-      const checker = SegmentChecker.start(1);
+      const threads = { checker: SegmentChecker.start(1), ranges: RangeReader.start(1) };
       const counts: Counts = {
         crashes: 0,
         refusals: 0,
@@ -32,7 +32,7 @@ describe("delete, flatten, prune and edit", () => {
         number += 1;
         const root = directory.file(String(number));
         await mkdir(root);
-        const world = await ChainWorld.create(root, checker, counts);
+        const world = await ChainWorld.create(root, threads, counts);
         for (const step of steps) await world.apply(step);
         await world.expectOthersAgree();
         await world.expectAccused(place);
@@ -44,7 +44,7 @@ describe("delete, flatten, prune and edit", () => {
         if (result.failed)
           throw new Error(`${again}\n${fc.defaultReportMessage(result)}`, { cause: result.errorInstance });
       } finally {
-        await checker.stop();
+        await Promise.all([threads.checker.stop(), threads.ranges.stop()]);
       }
       // What never happened was not tried.
       if (!isRepeated)
