@@ -29,8 +29,9 @@ export async function keepNewest(
   { repository, machine, identity }: KeepContext,
   io: IoOptions,
 ): Promise<void> {
-  const { catalogue, repositoryTag } = checkpointsOf(repository, machine, io);
-  const context = { repositoryTag, catalogue: catalogueOf(points, catalogue), machineUuid: identity.uuid };
+  const checkpoints = checkpointsOf(repository, machine, io);
+  const catalogue = catalogueOf(points, checkpoints.catalogue);
+  const context = { ...checkpoints, catalogue, machineUuid: identity.uuid };
   const remove: RemovableBitmap[] = [];
   try {
     for (const disk of frozen.disks) remove.push(...(await bitmapsToRemoveAfter(disk, context)));

@@ -1,5 +1,5 @@
 import { NotFoundError, UsageError } from "../errors/index.js";
-import { selectPoint, standingPoints, type PointManifest, type Survey } from "../repository/index.js";
+import { selectPoint, type PointManifest, type Survey } from "../repository/index.js";
 
 /** Most checkpoints that stay in a machine: each costs its guest's writes a little. */
 export const MOST_CHECKPOINTS = 16;
@@ -33,7 +33,7 @@ export function sincePoint(
 ): PointManifest | undefined {
   if (since === undefined) return undefined;
   try {
-    const found = selectPoint(standingPoints(points), since, { machine });
+    const found = selectPoint(points, since, { machine });
     const newer = unreadable.find(({ id }) => id > found.id);
     if (since.startsWith("latest") && newer !== undefined) throw newer.error;
     return found;

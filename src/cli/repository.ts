@@ -5,7 +5,6 @@ import {
   openRepository,
   parsePointReference,
   selectPoint,
-  standingPoints,
   type PointManifest,
   type Repository,
 } from "../repository/index.js";
@@ -96,7 +95,7 @@ export async function pointAt(
   const { machine, selector } = parsePointReference(reference);
   const { points, unreadable } = await repository.survey(machine, { signal: context.signal });
   try {
-    const point = selectPoint(standingPoints(points), selector, { at: options.at, machine });
+    const point = selectPoint(points, selector, { at: options.at, machine });
     // "latest" and the like could mean a point that cannot be read, if that is newer.
     const newer = unreadable.find(({ id }) => id > point.id);
     const isRelative = selector === undefined || selector.startsWith("latest");

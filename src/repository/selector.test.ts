@@ -38,6 +38,16 @@ describe("selectPoint()", () => {
     expect(() => selectPoint(POINTS, "latest~3")).toThrow(/latest~3.*has 2 before it/);
   });
 
+  it("passes over points that were forgotten, also on the way to others", () => {
+    const forgotten = POINTS.map((item) => (item === P20 ? { ...item, tombstone: true } : item));
+    expect(selectPoint(forgotten, "latest~1")).toBe(P10);
+    expect(() => selectPoint(forgotten, "latest~2")).toThrow(/latest~2.*has 1 before it/);
+    expect(() => selectPoint(forgotten, "before upgrade")).toThrow(NotFoundError);
+    expect(selectPoint(forgotten.map((item) => (item === P40 ? { ...item, tombstone: true } : item)))).toBe(
+      P30,
+    );
+  });
+
   it("finds an id, the unique beginning of one, or a name", () => {
     expect(selectPoint(POINTS, P30.id)).toBe(P30);
     expect(selectPoint(POINTS, "20261120T063")).toBe(P30);

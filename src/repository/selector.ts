@@ -1,6 +1,6 @@
 import { NotFoundError, UsageError } from "../errors/index.js";
 import { requireMachineName } from "./layout.js";
-import { currentPoint, sortPoints, type PointNode } from "./tree.js";
+import { currentPoint, sortPoints, standingPoints, type PointNode } from "./tree.js";
 
 /** A point as a user writes it: `MACHINE@POINT`, or `MACHINE` alone for its latest. */
 export interface PointReference {
@@ -13,6 +13,8 @@ export interface PointReference {
 export interface SelectablePoint extends PointNode {
   readonly name: string | null;
   readonly created: string;
+  /** It was forgotten: nothing selects it, but the way from a point to its ancestors may lead over it. */
+  readonly tombstone?: boolean | undefined;
 }
 
 const LATEST = /^latest(?:~(\d{1,9}))?$/;
@@ -38,17 +40,18 @@ export function parsePointReference(text: string): PointReference {
 /**
  * Finds the point that a user means.
  *
- * @param points all points of the machine
+ * @param all points of the machine, those that were forgotten among them
  * @param selector as in PointReference; undefined means the latest
  * @param options `at`: the newest point at or before this time, instead of a selector; `machine`: for messages
  * @throws {UsageError} when more than one point is meant, or both a selector and a time are given
  * @throws {NotFoundError} when none is
  */
 export function selectPoint<P extends SelectablePoint>(
-  points: readonly P[],
+  all: readonly P[],
   selector?: string,
   options: { readonly at?: Date | undefined; readonly machine?: string } = {},
 ): P {
+  const points = standingPoints(all);
   const of = options.machine === undefined ? "" : ` of machine "${options.machine}"`;
   if (points.length === 0) {
     throw new NotFoundError("TM_POINT_NOT_FOUND", `Cannot find any point${of}`, {
@@ -61,7 +64,7 @@ export function selectPoint<P extends SelectablePoint>(
     return pointAt(points, options.at, of);
   }
   const latest = LATEST.exec(selector ?? "latest");
-  if (latest !== null) return ancestor(points, Number(latest[1] ?? 0), of);
+  if (latest !== null) return ancestor(all, Number(latest[1] ?? 0), of);
   return pointNamed(points, selector ?? "", of);
 }
 
@@ -75,13 +78,14 @@ function pointAt<P extends SelectablePoint>(points: readonly P[], at: Date, of: 
 }
 
 function ancestor<P extends SelectablePoint>(points: readonly P[], generations: number, of: string): P {
-  let found = currentPoint(points);
+  let found = currentPoint(standingPoints(points));
   let climbed = 0;
-  for (; climbed < generations && found !== undefined; climbed += 1) {
-    const { parent } = found;
-    const next = points.find((point) => point.id === parent);
-    if (next === undefined) break;
+  for (let next = found; climbed < generations && next !== undefined;) {
+    const parent: string | null = next.parent;
+    next = points.find((point) => point.id === parent);
+    if (next === undefined || next.tombstone === true) continue;
     found = next;
+    climbed += 1;
   }
   if (found !== undefined && climbed === generations) return found;
   throw new NotFoundError(

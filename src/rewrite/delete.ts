@@ -32,7 +32,8 @@ export async function deletePoint(options: DeleteOptions): Promise<ChainChanges>
   return await onChain(options, async (points, context) => {
     requirePoint(points, id, options.machine);
     const ids = chosen(points, id, scope);
-    if (options.force !== true && includesCurrent(points, ids)) throw wouldLoseCurrent(options.machine);
+    if (options.force !== true && includesCurrent(points, ids))
+      throw wouldLoseCurrent(options.machine, scope);
     if (scope === "metadata-only") {
       if (!dryRun) await forget(id, context);
       return { dryRun, removed: [id], rewritten: [], freedBytes: 0, kept: [] };
@@ -55,9 +56,12 @@ async function forget(id: string, context: RewriteContext): Promise<void> {
   await repository.changePoint(machine, id, (point) => ({ ...point, tombstone: true }), context);
 }
 
-function wouldLoseCurrent(machine: string): UsageError {
-  return new UsageError(
-    `Cannot delete the current point of machine "${machine}": the next backup could not continue it, and would be full, or read and compare everything`,
-    { hint: "Give --force to delete it all the same" },
-  );
+function wouldLoseCurrent(machine: string, scope: DeleteScope): UsageError {
+  const why =
+    scope === "metadata-only"
+      ? "it could not be restored any more, though the next backup would still continue its images"
+      : "the next backup could not continue it, and would start from an older checkpoint that is kept, or read and compare everything, or be full";
+  return new UsageError(`Cannot delete the current point of machine "${machine}": ${why}`, {
+    hint: "Give --force to delete it all the same",
+  });
 }

@@ -28,6 +28,11 @@ export type Catalogue = (checkpoint: string) => Promise<CataloguePoint | undefin
 export interface Checkpoints {
   readonly repositoryTag: string;
   readonly catalogue: Catalogue;
+  /**
+   * Whether another machine of the repository has a checkpoint's point, or may have it: a machine can be backed up under
+   * two names. Without it nobody can tell. Throws as the catalogue does.
+   */
+  readonly isElsewhere?: ((checkpoint: string) => Promise<boolean>) | undefined;
 }
 
 /** What the choice of a base depends on. */
@@ -46,6 +51,7 @@ export interface BaseContext extends Checkpoints {
 /** Where points are looked up: a repository. */
 export interface PointSource {
   readonly id: string;
+  machines(options?: IoOptions): Promise<readonly string[]>;
   point(machine: string, id: string, options?: IoOptions): Promise<CataloguePoint | undefined>;
 }
 
@@ -54,6 +60,13 @@ export function checkpointsOf(repository: PointSource, machine: string, io: IoOp
   return {
     repositoryTag: repositoryTag(repository.id),
     catalogue: (id) => repository.point(machine, id, io),
+    async isElsewhere(id) {
+      for (const other of await repository.machines(io)) {
+        if (other === machine) continue;
+        if ((await lookUp((wanted) => repository.point(other, wanted, io), id)) !== undefined) return true;
+      }
+      return false;
+    },
   };
 }
 

@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
+import { DamageError } from "../../errors/index.js";
 import { formatBitmapName } from "../../point/index.js";
 import type { BackingImage, SourceBitmap, SourceDisk } from "../source.js";
-import type { BaseContext, CataloguePoint } from "./catalogue.js";
+import { checkpointsOf, type BaseContext, type CataloguePoint } from "./catalogue.js";
 import { chooseBase, chooseBases } from "./choose.js";
 import { bitmapsToRemove, bitmapsToRemoveAfter } from "./remove.js";
 
@@ -279,6 +280,30 @@ describe("chooseBases()", () => {
   });
 });
 
+describe("checkpointsOf()", () => {
+  it("looks for a point under all other names, and takes one that cannot be read for it", async () => {
+    const source = (machines: Record<string, CataloguePoint | Error | undefined>) =>
+      checkpointsOf(
+        {
+          id: `${REPOSITORY}-0000-4000-8000-000000000000`,
+          machines: () => Promise.resolve(Object.keys(machines)),
+          point: (machine) => {
+            const found = machines[machine];
+            return found instanceof Error ? Promise.reject(found) : Promise.resolve(found);
+          },
+        },
+        "vm",
+      );
+    const isElsewhere = async (machines: Record<string, CataloguePoint | Error | undefined>) =>
+      await source(machines).isElsewhere?.(id(1));
+    expect(await isElsewhere({ vm: point(1), db: undefined })).toBe(false);
+    expect(await isElsewhere({ vm: undefined, db: undefined, web: point(1) })).toBe(true);
+    const damage = new DamageError("TM_X", "damaged", { object: "x" });
+    expect(await isElsewhere({ db: damage })).toBe(true);
+    await expect(isElsewhere({ db: new Error("EIO") })).rejects.toThrow("EIO");
+  });
+});
+
 describe("bitmapsToRemove()", () => {
   const removed = async (carried: SourceDisk, judged: Parameters<typeof bitmapsToRemove>[1]) =>
     (await bitmapsToRemove(carried, judged)).map(({ name, why }) => [name, why]);
@@ -310,8 +335,14 @@ describe("bitmapsToRemove()", () => {
     const copied = disk([bitmap(1), bitmap(2, {}, "22222222")]);
     const other = point(2, { disks: [{ name: "x", token: "22222222", virtualSize: 1, clusterSize: 65536 }] });
     expect(await removed(copied, context([point(1), other]))).toEqual([[bitmap(1).name, "old"]]);
-    // Its own point is not there: it may be another machine's in the same repository.
+    // Its own point is not there: it may be another machine's in the same repository, unless none has it.
+    const elsewhere = (isElsewhere: boolean) =>
+      context([other], { isElsewhere: () => Promise.resolve(isElsewhere) });
     expect(await removed(copied, context([other]))).toEqual([]);
+    expect(await removed(copied, elsewhere(true))).toEqual([]);
+    expect(await removed(copied, elsewhere(false))).toEqual([[bitmap(1).name, "uncommitted"]]);
+    // Not even then without a newer one of this machine.
+    expect(await removed(disk([bitmap(1)]), elsewhere(false))).toEqual([]);
   });
 
   it("does not count another machine's point", async () => {
@@ -373,6 +404,8 @@ describe("bitmapsToRemove()", () => {
     expect(await after(point(1), point(2), point(3))).toEqual([bitmap(2).name, bitmap(1).name]);
     expect(await after(point(1), point(2), point(3, { keepCheckpoints: 2 }))).toEqual([bitmap(1).name]);
     expect(await after(point(1), point(2))).toEqual([bitmap(1).name]);
+    // What no point is known of is left to the next recovery.
+    expect(await after(point(1), point(3))).toEqual([bitmap(1).name]);
   });
 
   it("throws what the catalogue throws, and removes nothing", async () => {

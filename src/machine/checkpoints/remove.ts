@@ -12,7 +12,10 @@ export interface RemovableBitmap {
 }
 
 /** What the rule depends on. */
-export type RemovalContext = Pick<BaseContext, "repositoryTag" | "catalogue" | "machineUuid"> & {
+export type RemovalContext = Pick<
+  BaseContext,
+  "repositoryTag" | "catalogue" | "isElsewhere" | "machineUuid"
+> & {
   /** Id of the checkpoint that this run starts from: it stays. */
   readonly needed?: string | undefined;
 };
@@ -23,8 +26,8 @@ export type RemovalContext = Pick<BaseContext, "repositoryTag" | "catalogue" | "
  * healthy. The newest such point says how many checkpoints stay: all runs come to the same answer, whatever died in
  * between and whatever they keep themselves. Those count that are of the same chain and of use: what was committed under
  * another token goes at once (a copied image carries the checkpoints of the one it was copied from), and so does what
- * is broken. What was never committed goes only when the newer point has the same token: another may be that
- * of another machine of the repository, whose points this catalogue does not know. Bitmaps that cannot be removed now
+ * is broken. What was never committed, or deleted since, goes only when the newer point has the same token, or no other
+ * machine of the repository has it: this one may be backed up under another name, too. Bitmaps that cannot be removed now
  * (read-only node, in use) are left out.
  *
  * @throws whatever the catalogue throws: an error is never "absent"
@@ -33,7 +36,7 @@ export async function bitmapsToRemove(
   disk: Pick<SourceDisk, "name" | "bitmaps">,
   context: RemovalContext,
 ): Promise<RemovableBitmap[]> {
-  const { repositoryTag, catalogue, machineUuid, needed } = context;
+  const { repositoryTag, catalogue, isElsewhere, machineUuid, needed } = context;
   /** Tokens of the healthy and committed bitmaps newer than the one being judged. */
   const newer: string[] = [];
   let kept = 1;
@@ -52,7 +55,9 @@ export async function bitmapsToRemove(
     // A point that is there, but not ours, says nothing about this bitmap: it stays.
     const mayGo = isCommitted
       ? newest !== undefined && (sameChain >= kept || token !== newest || !isSound)
-      : point === undefined && newer.includes(token);
+      : point === undefined &&
+        newest !== undefined &&
+        (newer.includes(token) || !((await isElsewhere?.(checkpoint)) ?? true));
     if (mayGo && checkpoint !== needed && !bitmap.readOnly && !bitmap.busy) {
       const why = isCommitted ? "old" : "uncommitted";
       removable.push({ disk: disk.name, node: bitmap.node, name: bitmap.name, why });
@@ -65,7 +70,12 @@ export async function bitmapsToRemove(
   return removable;
 }
 
-/** The rule for a disk that was frozen, and whose point the catalogue holds by now. @throws as `bitmapsToRemove` */
+/**
+ * The rule for a disk that was frozen, and whose point the catalogue holds by now. What was never committed is left to the next
+ * recovery: a copy of the repository may have it, whose turn may come before.
+ *
+ * @throws as `bitmapsToRemove`
+ */
 export async function bitmapsToRemoveAfter(
   { disk, bitmap }: Pick<FrozenDisk, "disk" | "bitmap">,
   context: RemovalContext,
@@ -74,5 +84,6 @@ export async function bitmapsToRemoveAfter(
     ...{ name: bitmap, node: disk.node, granularity: 0, dirtyBytes: 0, persistent: disk.canPersist },
     ...{ recording: true, readOnly: false, busy: false, inconsistent: false },
   };
-  return await bitmapsToRemove({ name: disk.name, bitmaps: [made, ...disk.bitmaps] }, context);
+  const removable = await bitmapsToRemove({ name: disk.name, bitmaps: [made, ...disk.bitmaps] }, context);
+  return removable.filter(({ why }) => why === "old");
 }
