@@ -41,7 +41,9 @@ find_missing() {
   need qemu-system-common qemu-storage-daemon
   need libnbd-bin nbdinfo nbdcopy
   need nbdkit nbdkit
-  need e2fsprogs mkfs.ext4
+  need e2fsprogs mkfs.ext4 filefrag
+  need xfsprogs mkfs.xfs
+  need btrfs-progs mkfs.btrfs
   need openssl openssl
   need g++ g++
   need make make

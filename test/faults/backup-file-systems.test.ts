@@ -1,5 +1,6 @@
-import { mkdir, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { describe, expect, it, vi } from "vitest";
+import { mounted, newFileSystem } from "../support/mount.js";
 import { temporaryDirectory } from "../support/temporary.js";
 import { writeNoise } from "../support/image.js";
 import { run } from "../support/tools.js";
@@ -9,16 +10,6 @@ const MiB = 1024 * 1024;
 
 /** A guest that overwrites some 5 MiB a second, and needs 8 s for its round. */
 const STEADY = { trailBlocks: 300, stepsPerTick: 2 };
-
-/** A mount, which ends before the directory is removed that it is in. */
-async function mounted(directory: string, ...args: string[]): Promise<AsyncDisposable> {
-  await run("mount", [...args, directory]);
-  return {
-    async [Symbol.asyncDispose]() {
-      await run("umount", ["-l", directory]);
-    },
-  };
-}
 
 describe("a backup whose scratch is on a file system that is too small", () => {
   const ways: readonly (readonly [string, readonly string[]])[] = [
@@ -128,14 +119,9 @@ describe("a backup that is killed while a thread of it waits for its repository'
   it("is ended by its guard, although the kernel still has it, and its monitor is free again", async () => {
     await using guarded = await GuardedRig.create({ iothread: true }, undefined, 24 * MiB);
     const { rig } = guarded;
-    const disk = rig.directory.file("repository.ext4");
-    await writeFile(disk, "");
-    await truncate(disk, 128 * MiB);
-    await run("mkfs.ext4", ["-q", disk]);
     const aside = rig.directory.file("aside");
     await run("mv", [rig.repository, aside]);
-    await mkdir(rig.repository);
-    await using _mount = await mounted(rig.repository, "-o", "loop", disk);
+    await using _mount = await newFileSystem("ext4", rig.repository, 128 * MiB);
     await run("cp", ["-a", `${aside}/.`, rig.repository]);
     await rm(aside, { recursive: true });
     await rig.machine.qemuIo("vda", "write -P 9 6M 16M");

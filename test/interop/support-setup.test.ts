@@ -66,6 +66,9 @@ const QEMU = [
   "qemu-nbd",
   "qemu-storage-daemon",
   "mkfs.ext4",
+  "filefrag",
+  "mkfs.xfs",
+  "mkfs.btrfs",
   "make",
   "python3",
 ];
