@@ -1,57 +1,20 @@
-import { randomBytes } from "node:crypto";
 import { statfs } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { KiB, MiB } from "../../src/bytes/index.js";
-import { initRepository, type PointManifest, type Repository } from "../../src/repository/index.js";
-import { deletePoint, flattenPoint } from "../../src/rewrite/index.js";
-import { LocalStorage } from "../../src/storage/index.js";
-import { checkImage, CLEAN, compareImages, toRaw } from "../support/image.js";
+import { initRepository, type PointManifest } from "../../src/repository/index.js";
+import { deletePoint, flattenPoint, prunePoints } from "../../src/rewrite/index.js";
+import { MemoryStorage } from "../../src/storage/index.js";
+import { FaultyStorage } from "../support/faulty-storage.js";
+import { toRaw } from "../support/image.js";
 import { newFileSystem } from "../support/mount.js";
 import { ioOf, type ProcessIo } from "../support/process-io.js";
 import { temporaryDirectory } from "../support/temporary.js";
 import { run } from "../support/tools.js";
-import { pointId, writePoint } from "./repository-points.js";
+import { pointId, writeImages } from "./repository-points.js";
+import { CLUSTER, expectSame, MACHINE as machine, noise, pointTree } from "./rewrite-fixture.js";
 
-const CLUSTER = 64 * KiB;
-const machine = "web";
 /** Stored data of the full image. */
 const FULL = (process.env["TIDEMARK_SOAK"] === undefined ? 1024 : 4096) * MiB;
-
-/** Incompressible clusters, of which no two at a distance of less than a prime number are alike. */
-const NOISE = Array.from({ length: 97 }, () => randomBytes(CLUSTER));
-
-function clusters(first: number, bytes: number, step = 1): Map<number, Buffer> {
-  const count = bytes / CLUSTER;
-  return new Map(
-    Array.from({ length: count }, (_, index) => [
-      first + index * step,
-      NOISE[(first * 31 + index) % NOISE.length]!,
-    ]),
-  );
-}
-
-/** A repository with a chain of points, each of which writes some clusters of one disk. */
-async function chainOf(
-  directory: string,
-  size: number,
-  ...writes: readonly ReadonlyMap<number, Buffer>[]
-): Promise<{ repository: Repository; points: PointManifest[]; path: (point: number) => string }> {
-  const repository = await initRepository(await LocalStorage.open(directory, { create: true }));
-  const points: PointManifest[] = [];
-  for (const [index, data] of writes.entries()) {
-    const disk = { name: "vda", token: "00c0ffee", virtualSize: size, data, parent: points.at(-1) };
-    points.push(await writePoint(repository, { machine, id: pointId(index + 1), disks: [disk] }));
-  }
-  const path = (point: number): string => `${directory}/${machine}/${points[point]!.id}/vda.qcow2`;
-  return { repository, points, path };
-}
-
-/** By bare qemu-img: the image is clean, and its chain reads as the raw file. */
-async function expectSame(path: string, raw: string): Promise<void> {
-  const { report, ...found } = await checkImage(path);
-  expect(found, report).toEqual(CLEAN);
-  expect(await compareImages({ path, format: "qcow2" }, { path: raw, format: "raw" })).toBe("identical");
-}
 
 /** Bytes of tables, manifests, locks, and whatever else the process reads. */
 const TABLES = 8 * MiB;
@@ -66,14 +29,12 @@ describe("deletePoint()", () => {
   it(`moves no more than three times an increment of 64 MiB, above a full of ${FULL / MiB} MiB`, async () => {
     await using directory = await temporaryDirectory();
     const size = FULL + 64 * MiB;
-    const { repository, points, path } = await chainOf(
-      directory.file("repository"),
-      size,
-      clusters(0, FULL),
-      clusters(5, 64 * MiB, 3),
-      clusters(100, 8 * MiB, 2),
-      clusters(7, MiB),
-    );
+    const { repository, points, path } = await pointTree(directory.file("repository"), size, [
+      { data: noise(0, FULL) },
+      { data: noise(5, 64 * MiB, 3) },
+      { data: noise(100, 8 * MiB, 2) },
+      { data: noise(7, MiB) },
+    ]);
     const raw = await toRaw(path(3), "qcow2", directory.file("before.raw"));
     // Without shared blocks the larger of the two is copied, too: it is no larger than increments are.
     for (const [point, least] of [
@@ -112,13 +73,11 @@ describe.each(["xfs", "btrfs"] as const)("on %s", (kind) => {
     await using _mount = await newFileSystem(kind, root, 512 * MiB);
     const full = 96 * MiB;
     const increment = 8 * MiB;
-    const { repository, points, path } = await chainOf(
-      `${root}/repository`,
-      full,
-      clusters(0, full),
-      clusters(5, increment, 3),
-      clusters(7, MiB),
-    );
+    const { repository, points, path } = await pointTree(`${root}/repository`, full, [
+      { data: noise(0, full) },
+      { data: noise(5, increment, 3) },
+      { data: noise(7, MiB) },
+    ]);
     const raw = await toRaw(path(2), "qcow2", directory.file("before.raw"));
     const rawOfMiddle = await toRaw(path(1), "qcow2", directory.file("middle.raw"));
     const free = async (): Promise<number> => {
@@ -141,5 +100,43 @@ describe.each(["xfs", "btrfs"] as const)("on %s", (kind) => {
     expect(result.rewritten[0]!.baseBytes).toBeGreaterThan(full);
     expect(before - (await free())).toBeLessThan(4 * increment);
     await expectSame(path(2), raw);
+  });
+});
+
+describe("prunePoints()", () => {
+  /** What is asked of the storage when every second one of a chain's points goes. */
+  async function requestsFor(count: number): Promise<number> {
+    const storage = new FaultyStorage(new MemoryStorage());
+    const repository = await initRepository(storage);
+    let parent: PointManifest | undefined;
+    for (let number = 1; number <= count; number += 1) {
+      const disk = { name: "vda", token: "00c0ffee", virtualSize: MiB, clusterSize: 4 * KiB };
+      const data = new Map([[number % 256, Buffer.from(String(number))]]);
+      const name = number % 2 === 0 ? "kept" : null;
+      const point = { machine, id: pointId(number), name, disks: [{ ...disk, data, parent }] };
+      parent = await writeImages(repository, point);
+      // Committing would look at the whole chain each time.
+      await storage.put(`${machine}/${parent.id}/point.json`, Buffer.from(JSON.stringify(parent)));
+    }
+    storage.takeCounts();
+    const policy = { names: ["kept"] };
+    const { removed, rewritten } = await prunePoints({
+      ...{ repository, machine, policy, now: new Date(), timeZone: "UTC" },
+    });
+    expect([removed.length, rewritten.length]).toEqual([count / 2, count / 2]);
+    const chain = await repository.openChain(machine, pointId(count), "vda");
+    expect(chain.images).toHaveLength(count / 2);
+    for (const number of [1, count - 1]) {
+      const bytes = await chain.chain.read((number % 256) * 4 * KiB, 4 * KiB);
+      expect(bytes.subarray(0, String(number).length).toString()).toBe(String(number));
+    }
+    await chain.close();
+    return [...storage.takeCounts().values()].reduce((sum, requests) => sum + requests, 0);
+  }
+
+  it("asks the storage for twice as much when a chain is twice as long, not four times", async () => {
+    const [short, long] = [await requestsFor(100), await requestsFor(200)];
+    expect(long / short).toBeLessThan(2.2);
+    expect(long / 100).toBeLessThan(120);
   });
 });
