@@ -95,6 +95,7 @@ export const COMMANDS = {
   "qom-list": command<{ readonly path: string }, ReturnType<typeof decodeProperties>>(decodeProperties),
   "blockdev-create": command<{ readonly "job-id": string; readonly options: DriverOptions }, undefined>(done),
   "blockdev-add": command<DriverOptions & { readonly "node-name": string }, undefined>(done),
+  block_resize: command<{ readonly "node-name": string; readonly size: number }, undefined>(done),
   "blockdev-del": command<{ readonly "node-name": string }, undefined>(done),
   "block-set-write-threshold": command<
     { readonly "node-name": string; readonly "write-threshold": number },

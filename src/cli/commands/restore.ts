@@ -1,7 +1,9 @@
+import { stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { Option, type Command } from "commander";
 import { formatSize } from "../../bytes/index.js";
 import { messageOf, UsageError } from "../../errors/index.js";
+import { formatOf } from "../../machine/index.js";
 import { parseNbdUri } from "../../nbd/index.js";
 import type { Extent } from "../../extent/index.js";
 import type { PointManifest } from "../../repository/index.js";
@@ -155,7 +157,19 @@ async function chooseTargets(
     const names = point.disks.map((disk) => disk.name).join(", ");
     throw new UsageError("The point has more than one disk", { hint: `Name one with --disk: ${names}` });
   }
-  return [{ name, to: placeOf(to, context) }];
+  const place = placeOf(to, context);
+  if ("path" in place) await requireFormat(place.path, options);
+  return [{ name, to: place }];
+}
+
+/** Nobody restores raw bytes over a machine's qcow2 image without having said so. */
+async function requireFormat(path: string, options: RestoreCommandOptions): Promise<void> {
+  if (options.format !== undefined || formatFor(options) === "qcow2") return;
+  const found = await stat(path).catch(() => undefined); // what is wrong with it, the restore will say
+  if (found?.isFile() !== true || (await formatOf(path)) !== "qcow2") return;
+  throw new UsageError(`The target ${path} is a qcow2 image, and no format was given`, {
+    hint: "Give --format qcow2, or --format raw to have it replaced by a raw one",
+  });
 }
 
 function formatFor({ format, to, toDir, track }: RestoreCommandOptions): TargetFormat {

@@ -1,25 +1,29 @@
 import { join } from "node:path";
 import type { IoOptions } from "../../bytes/index.js";
+import { TidemarkError } from "../../errors/index.js";
 import type { BitmapIdentity } from "../../point/index.js";
+import { QmpCommandError } from "../../qmp/index.js";
 import { STORAGE_DAEMON, StorageDaemon } from "./storage-daemon.js";
 import { openImage } from "./offline-image.js";
 import { addCheckpoint, prepareTracking } from "./track-image.js";
 
 const NODE = "image";
 
-/** An image of a machine that is off, offered for reading and writing by a storage daemon of ours. */
+/** An image of a machine that is off, open for writing in a storage daemon of ours, and served by it on demand. */
 export class ImageExport {
   readonly address: { readonly transport: "unix"; readonly path: string };
   readonly exportName = NODE;
+  readonly #file: string;
   readonly #daemon: StorageDaemon;
 
-  private constructor(daemon: StorageDaemon, path: string) {
+  private constructor(daemon: StorageDaemon, file: string) {
     this.#daemon = daemon;
-    this.address = { transport: "unix", path };
+    this.#file = file;
+    this.address = { transport: "unix", path: join(daemon.directory, "nbd.sock") };
   }
 
   /**
-   * Opens and exports a qcow2 image. What is written passes QEMU's block layer, so bitmaps in the image record it.
+   * Opens a qcow2 image, with what it is an overlay of. From now on nobody else can; nothing of it is changed yet.
    *
    * @throws {BusyError} when another process uses the image
    */
@@ -30,20 +34,46 @@ export class ImageExport {
     const { storageDaemon = STORAGE_DAEMON, signal } = options;
     const daemon = await StorageDaemon.start(storageDaemon, { signal });
     try {
-      const path = join(daemon.directory, "nbd.sock");
       await openImage(daemon.qmp, { file, node: NODE }, "qcow2", { signal });
-      await daemon.qmp.execute("nbd-server-start", {
-        addr: { type: "unix", data: { path } },
-        "max-connections": 16,
-      });
-      await daemon.qmp.execute("block-export-add", {
-        ...{ type: "nbd", id: NODE, "node-name": NODE, name: NODE },
-        writable: true,
-      });
-      return new ImageExport(daemon, path);
+      return new ImageExport(daemon, file);
     } catch (error) {
       await daemon[Symbol.asyncDispose]();
       throw error;
+    }
+  }
+
+  /**
+   * Exports it for reading and writing. What is written passes QEMU's block layer, so bitmaps in the image record it.
+   *
+   * @param size bytes that the disk is to have: it is made larger or smaller first
+   * @throws {TidemarkError} TM_IMAGE_RESIZE when QEMU cannot resize it, e.g. because of internal snapshots
+   */
+  async serve(size: number, io: IoOptions = {}): Promise<void> {
+    const { qmp } = this.#daemon;
+    await this.#resize(size, io);
+    const addr = { type: "unix", data: { path: this.address.path } } as const;
+    await qmp.execute("nbd-server-start", { addr, "max-connections": 16 }, io);
+    await qmp.execute(
+      "block-export-add",
+      { ...{ type: "nbd", id: NODE, "node-name": NODE, name: NODE }, writable: true },
+      io,
+    );
+  }
+
+  async #resize(size: number, io: IoOptions): Promise<void> {
+    const { qmp } = this.#daemon;
+    const nodes = await qmp.execute("query-named-block-nodes", { flat: true }, io);
+    const held = nodes.find(({ name }) => name === NODE)?.image.virtualSize ?? 0;
+    if (held === size) return;
+    try {
+      await qmp.execute("block_resize", { "node-name": NODE, size }, io);
+    } catch (error) {
+      if (!(error instanceof QmpCommandError)) throw error;
+      throw new TidemarkError(
+        "TM_IMAGE_RESIZE",
+        `Cannot resize image ${this.#file} from ${held} to ${size} bytes, the disk's: ${error.description}`,
+        { cause: error, hint: "Have it replaced by a new image: --force without --only-changed" },
+      );
     }
   }
 

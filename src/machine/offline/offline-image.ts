@@ -21,7 +21,7 @@ export async function formatOf(file: string): Promise<ImageFormat> {
     );
     return bytesRead === QCOW2_MAGIC.length && buffer.equals(QCOW2_MAGIC) ? "qcow2" : "raw";
   } catch (error) {
-    throw new NotFoundError("TM_IMAGE_NOT_FOUND", `Cannot back up ${file}: ${messageOf(error)}`, {
+    throw new NotFoundError("TM_IMAGE_NOT_FOUND", `Cannot open image ${file}: ${messageOf(error)}`, {
       cause: error,
     });
   }
@@ -47,7 +47,7 @@ export async function openImage(
   } catch (error) {
     if (isLockRefusal(error)) throw inUse(file, error);
     if (!(error instanceof QmpCommandError)) throw error;
-    throw new TidemarkError("TM_IMAGE_OPEN", `Cannot back up ${file}: ${error.description}`, {
+    throw new TidemarkError("TM_IMAGE_OPEN", `Cannot open image ${file}: ${error.description}`, {
       cause: error,
     });
   }
@@ -60,8 +60,8 @@ export function isLockRefusal(error: unknown): boolean {
 
 /** The error for an image that another process uses. */
 export function inUse(file: string, cause: unknown): BusyError {
-  return new BusyError("TM_IMAGE_BUSY", `Cannot back up ${file}: another process uses it`, {
+  return new BusyError("TM_IMAGE_BUSY", `Cannot open image ${file}: another process uses it`, {
     cause,
-    hint: "A machine seems to run on it; a live machine is backed up with --qmp",
+    hint: "A machine seems to run on it: shut it down first; a backup of a live machine takes --qmp",
   });
 }

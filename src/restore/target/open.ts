@@ -1,5 +1,5 @@
 import type { Stats } from "node:fs";
-import { lstat } from "node:fs/promises";
+import { lstat, realpath, stat } from "node:fs/promises";
 import type { Writable } from "node:stream";
 import type { IoOptions } from "../../bytes/index.js";
 import { BusyError, UsageError } from "../../errors/index.js";
@@ -50,17 +50,26 @@ export async function prepareTarget(place: TargetPlace, options: TargetOptions):
   requireTrackable(place, options);
   if ("stream" in place) return prepareStream(place.stream, options);
   if ("uri" in place) return await prepareExport(place.uri, place.text, options);
-  const found = await lookAt(place.path);
-  if (found?.isBlockDevice() === true) return await prepareDevice(place.path, options);
+  const path = await followed(place.path);
+  const found = await lookAt(path);
+  if (found?.isBlockDevice() === true) return await prepareDevice(path, options);
   if (found?.isFile() === true && found.size > 0 && options.onlyChanged) {
-    return await prepareExisting(place.path, options);
+    return await prepareExisting(path, options);
   }
-  return await prepareFile(place.path, options);
+  return await prepareFile(path, options);
 }
 
-async function lookAt(path: string): Promise<Stats | undefined> {
+/** What a symbolic link leads to: volumes (/dev/<group>/<volume>) and many images are named by one. */
+async function followed(path: string): Promise<string> {
+  const found = await lookAt(path);
+  if (found?.isSymbolicLink() !== true) return path;
+  // One that leads nowhere is refused for what it is.
+  return (await lookAt(path, stat)) === undefined ? path : await realpath(path);
+}
+
+async function lookAt(path: string, look: typeof lstat = lstat): Promise<Stats | undefined> {
   try {
-    return await lstat(path);
+    return await look(path);
   } catch (error) {
     if (["ENOENT", "ENOTDIR"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
     throw error;
@@ -110,30 +119,23 @@ async function prepareExisting(path: string, options: TargetOptions): Promise<Pr
         hint: "Give --format qcow2",
       });
     }
-    return {
-      name: path,
-      isInPlace: true,
-      begin: async (length) => inPlaceTarget(await openRawFile(path, length), options),
-      dispose: () => Promise.resolve(),
-    };
+    return inPlace(path, { open: (length) => openRawFile(path, length) }, options);
   }
   const { storageDaemon, track, signal } = options;
   const image = await ImageExport.open(path, { storageDaemon, signal });
-  try {
-    const disk = await openNbdDisk({ target: image.address, exportName: image.exportName }, { signal });
-    const target = inPlace(path, disk, options, () => image.close());
-    return track === undefined ? target : tracked(target, image, track, { signal });
-  } catch (error) {
-    await image.close();
-    throw error;
-  }
+  const open = async (length: number): Promise<DiskAccess> => {
+    await image.serve(length, { signal });
+    return await openNbdDisk({ target: image.address, exportName: image.exportName }, { signal });
+  };
+  const target = inPlace(path, { open, end: () => image.close() }, options);
+  return track === undefined ? target : tracked(target, image, track, { signal });
 }
 
 async function prepareDevice(path: string, options: TargetOptions): Promise<PreparedTarget> {
   requireWhole(path, options);
   requireRaw(path, options);
   requireForce(path, "a block device is written over", options);
-  return inPlace(path, await openBlockDevice(path), options);
+  return openInPlace(path, await openBlockDevice(path), options);
 }
 
 async function prepareExport(uri: NbdUri, text: string, options: TargetOptions): Promise<PreparedTarget> {
@@ -143,25 +145,35 @@ async function prepareExport(uri: NbdUri, text: string, options: TargetOptions):
   if (!force && !(await isEmptyExport({ target: uri }, { signal }))) {
     requireForce(text, "the export holds data, or its server cannot tell", options);
   }
-  return inPlace(text, await openNbdDisk({ target: uri }, { signal }), options);
+  return openInPlace(text, await openNbdDisk({ target: uri }, { signal }), options);
 }
 
-/** @param end what is to be ended when the target has ended */
-function inPlace(
-  name: string,
-  disk: DiskAccess,
-  options: TargetOptions,
-  end: () => Promise<void> = () => Promise.resolve(),
-): PreparedTarget {
+/** A disk that is open already, and has the size that it has. */
+function openInPlace(name: string, disk: DiskAccess, options: TargetOptions): PreparedTarget {
+  return { ...inPlace(name, { disk, open: () => Promise.resolve(disk) }, options), capacity: disk.size };
+}
+
+/** How a disk is opened that is written in place, and let go. */
+interface InPlaceDisk {
+  /** If it is open already. */
+  readonly disk?: DiskAccess;
+  /** @param length bytes of the disk that it is to hold */
+  readonly open: (length: number) => Promise<DiskAccess>;
+  /** Ends what is there beside the disk; also when that was never opened. */
+  readonly end?: () => Promise<void>;
+}
+
+function inPlace(name: string, { open, end, ...held }: InPlaceDisk, options: TargetOptions): PreparedTarget {
+  let { disk } = held;
   let ended: Promise<void> | undefined;
-  const finish = (): Promise<void> => (ended ??= disk.close().then(end));
-  const target = inPlaceTarget(disk, options);
+  const finish = (): Promise<void> => (ended ??= (disk?.close() ?? Promise.resolve()).then(end));
   return {
     name,
-    capacity: disk.size,
     isInPlace: true,
-    begin: (_length, whole = () => Promise.resolve()) =>
-      Promise.resolve({
+    async begin(length, whole = () => Promise.resolve()) {
+      disk = await open(length);
+      const target = inPlaceTarget(disk, options);
+      return {
         ...target,
         get written() {
           return target.written;
@@ -173,7 +185,8 @@ function inPlace(
         },
         // What could not be written is what is told.
         abort: () => finish().catch(() => undefined),
-      }),
+      };
+    },
     dispose: () => finish().catch(() => undefined),
   };
 }

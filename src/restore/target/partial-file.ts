@@ -1,3 +1,4 @@
+import type { Stats } from "node:fs";
 import { link, lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { BusyError, TidemarkError, UsageError } from "../../errors/index.js";
@@ -19,12 +20,13 @@ export class PartialFile {
   /** Where to write until then. */
   readonly path: string;
   readonly #final: string;
-  readonly #replaces: boolean;
+  /** What it replaces. */
+  readonly #former: Stats | undefined;
 
-  private constructor(path: string, final: string, replaces: boolean) {
+  private constructor(path: string, final: string, former: Stats | undefined) {
     this.path = path;
     this.#final = final;
-    this.#replaces = replaces;
+    this.#former = former;
   }
 
   /**
@@ -54,18 +56,32 @@ export class PartialFile {
       }
     }
     const name = await partialName(basename(final));
-    return new PartialFile(join(dirname(final), name), final, found !== undefined);
+    return new PartialFile(join(dirname(final), name), final, found);
   }
 
   /** Creates the file, empty, and takes away what a restore to the same target left that was killed. */
   async create(): Promise<FileHandle> {
     await removeAbandoned(dirname(this.#final), basename(this.#final));
-    return await open(this.path, "wx");
+    const file = await open(this.path, "wx");
+    if (this.#former !== undefined) await this.#resemble(file, this.#former);
+    return file;
+  }
+
+  /** Gives it the former file's mode and, where this process may, owner: a machine has to be able to open it. */
+  async #resemble(file: FileHandle, { uid, gid, mode }: Stats): Promise<void> {
+    try {
+      await file.chown(uid, gid).catch(notPermitted);
+      await file.chmod(mode & 0o777);
+    } catch (error) {
+      await file.close();
+      await this.remove();
+      throw error;
+    }
   }
 
   /** Gives the finished, synced file its name. */
   async commit(): Promise<void> {
-    if (this.#replaces) await rename(this.path, this.#final);
+    if (this.#former !== undefined) await rename(this.path, this.#final);
     else {
       // link() fails where rename() would replace a file that somebody made meanwhile.
       try {
@@ -93,6 +109,10 @@ export class PartialFile {
   async remove(): Promise<void> {
     await rm(this.path, { force: true });
   }
+}
+
+function notPermitted(error: NodeJS.ErrnoException): void {
+  if (error.code !== "EPERM") throw error;
 }
 
 function noSuchFile(error: NodeJS.ErrnoException): undefined {
