@@ -6,6 +6,7 @@ import { dependentsOf, pointChain, type DiskManifest, type Repository } from "..
 import { SegmentChecker } from "../transfer/index.js";
 import { checkCurrent, type Subject } from "./check-current.js";
 import { checkImage } from "./check-image.js";
+import { pointsThatRead } from "./exposure.js";
 import { dependentsOfPoint, type Problem } from "./problem.js";
 
 /** Bytes that are read and not yet checked. */
@@ -93,8 +94,13 @@ export async function verifyMachine(options: VerifyOptions): Promise<VerifyRepor
     const checkNow = (now: Subject): ReturnType<typeof checkImage> =>
       checkImage({ ...shared, ...now, choose });
     const found = await checkCurrent(repository, subject, checkNow, { signal });
-    for (const { what, isSerious } of found) {
-      const affects = isSerious ? dependentsOf(points, point.id, disk.token).map(({ id }) => id) : [];
+    for (const { what, costs } of found) {
+      const affects =
+        costs === "image"
+          ? dependentsOf(points, point.id, disk.token).map(({ id }) => id)
+          : costs === "nothing"
+            ? []
+            : await pointsThatRead(repository, points, subject, costs, { signal });
       report({ point: point.id, disk: disk.name, problem: what, affects });
     }
   };

@@ -222,4 +222,42 @@ describe("servePoint()", () => {
     await Promise.all(reads);
     await Promise.all(clients.map((client) => client.close()));
   });
+
+  it("answers a read of damaged data with an error, and all others as they were", async () => {
+    await using directory = await temporaryDirectory();
+    const storage = new MemoryStorage();
+    const repository = await initRepository(storage);
+    const data = new Map([0, 1, 2].map((cluster) => [cluster, randomBytes(CLUSTER)]));
+    const disk = { name: "sda", token: "00c0ffee", virtualSize: 4 * CLUSTER, data };
+    const point = await writePoint(repository, { machine: "web", id: pointId(1), disks: [disk] });
+    const key = `web/${point.id}/sda.qcow2`;
+    const bytes = await storage.get(key, { maxLength: MiB });
+    // In the middle of the second frame, behind the header cluster and the first one.
+    bytes[2.5 * CLUSTER]! ^= 4;
+    await storage.put(key, bytes);
+    const problems: unknown[] = [];
+    const address = { transport: "unix", path: directory.file("s") } as const;
+    await using server = await servePoint({
+      repository,
+      point,
+      address,
+      onProblem: (error) => problems.push(error),
+    });
+    const client = await connect(server.address, { exportName: "sda" });
+    const target = Buffer.alloc(CLUSTER);
+    for (const [offset, length] of [
+      [CLUSTER, CLUSTER],
+      [CLUSTER + 512, 512],
+      [0, 4 * CLUSTER],
+    ] as const)
+      await expect(client.read(offset, Buffer.alloc(length))).rejects.toMatchObject({ errorName: "EIO" });
+    for (const cluster of [0, 2, 0]) {
+      await client.read(cluster * CLUSTER, target);
+      expect(target.equals(data.get(cluster)!)).toBe(true);
+    }
+    await client.close();
+    expect(problems).toHaveLength(3);
+    for (const problem of problems)
+      expect(problem).toMatchObject({ damage: { object: key, points: [point.id] } });
+  });
 });

@@ -23,7 +23,7 @@ interface Findings {
 }
 
 export function declare(command: Command, context: CliContext): void {
-  withRepository(command.argument("[machine[@point]]", "only this machine, or what this point needs"))
+  withRepository(command.argument("[machine[@point]]", "all points of this machine, or what this one needs"))
     .addOption(new Option("--quick", "manifests, links, lengths and tables; no data").conflicts("percent"))
     .option("--percent <n>", "of the data, chosen at random; all else in full", integerArgument(0, 100))
     .option("--workers <n>", "worker threads (default: cores, at most 4)", integerArgument(1, 64))
