@@ -212,4 +212,35 @@ describe("backup --keep-checkpoints and --since", () => {
     expect(await rig.verify(live, { vda: image })).toEqual({ vda: "identical" });
     expect(await idsOf(rig)).toEqual({ vda: [live.id, third?.id] });
   });
+
+  it("starts from a checkpoint that is below an external snapshot", async () => {
+    await using rig = await Rig.create();
+    const { images } = await twoDisks(rig);
+    const { vda, vdb } = images as { vda: string; vdb: string };
+    const keep = ["--keep-checkpoints", "3"];
+    await change(rig, 1);
+    const first = await rig.backup(keep);
+    await change(rig, 2);
+    const second = await rig.backup(keep);
+    const { node } = await bitmapsOf(rig, vda);
+    const overlay = rig.directory.file("overlay.qcow2");
+    await rig.machine.monitor.execute("blockdev-snapshot-sync", {
+      ...{ "node-name": node, "snapshot-file": overlay, "snapshot-node-name": "overlay" },
+    });
+    await change(rig, 3);
+    const third = await rig.backup(keep);
+    await change(rig, 4);
+    const differential = await rig.backup([...keep, "--since", first.id]);
+    expect(summary(differential)).toEqual([
+      ["vda", "incremental", first.id, null],
+      ["vdb", "incremental", first.id, null],
+    ]);
+    for (const point of [third, differential])
+      expect(await rig.verify(point, { vda: overlay, vdb })).toEqual(BOTH);
+    // Those below cannot be removed there; above, the rule holds.
+    expect(await idsOf(rig)).toEqual({
+      vda: [differential.id, third.id, second.id, first.id],
+      vdb: [differential.id, third.id, second.id],
+    });
+  });
 });

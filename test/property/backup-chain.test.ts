@@ -21,8 +21,14 @@ const LONGEST = 4 * CLUSTER;
 /** What becomes of a range of a disk; a cut takes off all from there on, and the disk grows back; a resize stays. */
 const KINDS = ["fill", "noise", "zero", "unmap", "discard", "cut", "resize"] as const;
 
-/** How a point is made: by the bitmaps, by comparing all disks, or after their bitmaps were lost. */
-const WAYS = ["plain", "plain", "compare", "lost"] as const;
+/**
+ * How a point is made: by the bitmaps, by comparing all disks, after their bitmaps were lost, or as a differential of the
+ * oldest point whose checkpoint is kept (of the very first where none is).
+ */
+const WAYS = ["plain", "plain", "compare", "lost", "since", "since"] as const;
+
+/** Checkpoints that stay in the machine. */
+const KEPT = 3;
 
 /** Clusters of a qcow2 disk: smaller than the backup's, as large, and larger. */
 const CLUSTER_SIZES = ["4k", "16k", "64k", "256k"] as const;
@@ -168,17 +174,30 @@ async function backUp({ sectors, clusterSize, steps }: Plan): Promise<void> {
   const machine = await rig.start(disks, { guest: "none", deadline: RUN_DEADLINE });
 
   const points: PointView[] = [];
+  let kept: string[] = [];
   for (const [number, [way, ...step]] of steps.entries()) {
     for (const [disk, list] of step.entries()) {
       for (const item of list) sizes[disk] = await apply(item, machine, disk, sizes[disk] ?? 0, noise);
     }
     const isFirst = number === 0;
     if (way === "lost" && !isFirst) await loseBitmaps(machine);
-    const point = await rig.backup(way === "compare" ? ["--compare"] : []);
-    for (const { kind, reason, virtualSize, name } of point.disks) {
+    if (way === "lost") kept = [];
+    const since = kept[0] ?? points[0]?.id;
+    const parent = way === "since" ? since : points.at(-1)?.id;
+    const isByBitmap = way === "plain" || (way === "since" && kept.length > 0);
+    const how = {
+      plain: [],
+      lost: [],
+      compare: ["--compare"],
+      since: since === undefined ? [] : ["--since", since],
+    };
+    const point = await rig.backup([...how[way], "--keep-checkpoints", String(KEPT)]);
+    kept = [...kept, point.id].slice(-KEPT);
+    for (const { kind, reason, virtualSize, name, ...disk } of point.disks) {
+      expect(disk.parent ?? undefined).toBe(parent);
       expect(kind).toBe(isFirst ? "full" : "incremental");
       expect(virtualSize).toBe(sizes[Number(name.slice(2))]);
-      if (!isFirst) expect(reason?.slice(0, 9)).toBe(way === "plain" ? undefined : "compared:");
+      if (!isFirst) expect(reason?.slice(0, 9)).toBe(isByBitmap ? undefined : "compared:");
     }
     points.push(point);
   }
