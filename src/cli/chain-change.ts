@@ -91,6 +91,7 @@ function together(all: readonly ChainChanges[], dryRun: boolean): ChainChanges {
   return {
     dryRun,
     removed: all.flatMap(({ removed }) => removed),
+    forgotten: all.flatMap(({ forgotten }) => forgotten),
     rewritten: all.flatMap(({ rewritten }) => rewritten),
     freedBytes: all.reduce((sum, { freedBytes }) => sum + freedBytes, 0),
     kept: all.flatMap(({ kept }) => kept),

@@ -1,4 +1,4 @@
-import { storedBytesOf, type PointManifest } from "../repository/index.js";
+import { standingPoints, storedBytesOf, type PointManifest } from "../repository/index.js";
 import { measureRewrites, type MeasuredMerge } from "./measure.js";
 import type { RemovalPlan } from "./plan.js";
 import { removePoints } from "./run.js";
@@ -9,6 +9,8 @@ export interface ChainChanges {
   readonly dryRun: boolean;
   /** Ids of removed points, oldest first. */
   readonly removed: readonly string[];
+  /** Those among them that were only forgotten: others need their images, which stay. */
+  readonly forgotten: readonly string[];
   /** Images that were written anew; of a dry run, estimates. */
   readonly rewritten: readonly RewrittenImage[];
   /** Bytes of images and hashes that the repository has less of, blocks that are shared not considered; negative when it grew. */
@@ -20,6 +22,8 @@ export interface ChainChanges {
 /** What is to be done to a chain. */
 export interface ChainChange {
   readonly plan: RemovalPlan;
+  /** Ids of points that become tombstones; those that are ones already stay it. */
+  readonly forgotten?: ReadonlySet<string> | undefined;
   /** Why an image is full that was not, for people. */
   readonly reason: string;
   /** Only find out what it would be. */
@@ -28,22 +32,28 @@ export interface ChainChange {
 
 /** Changes a chain as planned. @param points all of the machine's, as they are */
 export async function changeChain(
-  { plan, reason, dryRun }: ChainChange,
+  { plan, forgotten: tombstones, reason, dryRun }: ChainChange,
   points: readonly PointManifest[],
   context: RewriteContext,
 ): Promise<ChainChanges> {
   const { repository, machine, signal } = context;
-  const removed = [...plan.removed].sort();
+  const forgotten = standingPoints(points)
+    .map(({ id }) => id)
+    .filter((id) => tombstones?.has(id));
+  const removed = [...plan.removed, ...forgotten].sort();
   const before = storedBytesOf(points);
+  const facts = { dryRun, removed, forgotten, kept: [] };
   if (dryRun) {
     const measured = await measureRewrites(plan.merges, context);
-    const freedBytes = before - expectedBytes(points, new Set(removed), measured);
-    return { dryRun, removed, rewritten: measured.map(({ expected }) => expected), freedBytes, kept: [] };
+    const freedBytes = before - expectedBytes(points, new Set(plan.removed), measured);
+    return { ...facts, rewritten: measured.map(({ expected }) => expected), freedBytes };
   }
   const rewritten = await removePoints(plan, reason, context);
+  for (const id of forgotten)
+    await repository.changePoint(machine, id, (point) => ({ ...point, tombstone: true }), context);
   const isIdle = rewritten.length + removed.length === 0;
   const after = isIdle ? before : storedBytesOf(await repository.points(machine, { signal }));
-  return { dryRun, removed, rewritten, freedBytes: before - after, kept: [] };
+  return { ...facts, rewritten, freedBytes: before - after };
 }
 
 /** Stored bytes of the points once some are removed, and images written anew. */

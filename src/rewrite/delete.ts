@@ -3,7 +3,6 @@ import type { PointManifest } from "../repository/index.js";
 import { changeChain, type ChainChanges } from "./changes.js";
 import { descendantsOf, idleTombstones, planRemoval } from "./plan.js";
 import { includesCurrent, onChain, requirePoint, type ChangeChainOptions } from "./session.js";
-import type { RewriteContext } from "./stack.js";
 
 /** What goes with a point. */
 export const DELETE_SCOPES = ["point", "children", "children-only", "metadata-only"] as const;
@@ -35,8 +34,8 @@ export async function deletePoint(options: DeleteOptions): Promise<ChainChanges>
     if (options.force !== true && includesCurrent(points, ids))
       throw wouldLoseCurrent(options.machine, scope);
     if (scope === "metadata-only") {
-      if (!dryRun) await forget(id, context);
-      return { dryRun, removed: [id], rewritten: [], freedBytes: 0, kept: [] };
+      const plan = planRemoval(points, new Set());
+      return await changeChain({ plan, forgotten: ids, reason: "", dryRun }, points, context);
     }
     const { merges } = planRemoval(points, ids);
     const plan = planRemoval(points, new Set([...ids, ...idleTombstones(points, ids, merges)]));
@@ -49,11 +48,6 @@ function chosen(points: readonly PointManifest[], id: string, scope: DeleteScope
   if (scope === "point" || scope === "metadata-only") return new Set([id]);
   const below = descendantsOf(points, id);
   return scope === "children" ? new Set([id, ...below]) : below;
-}
-
-async function forget(id: string, context: RewriteContext): Promise<void> {
-  const { repository, machine } = context;
-  await repository.changePoint(machine, id, (point) => ({ ...point, tombstone: true }), context);
 }
 
 function wouldLoseCurrent(machine: string, scope: DeleteScope): UsageError {

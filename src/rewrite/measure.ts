@@ -12,6 +12,8 @@ export interface MeasuredMerge {
   readonly merge: ImageMerge;
   /** Index in the stack of the image whose bytes the new one begins with. */
   readonly base: number | undefined;
+  /** Bytes of frames that each image of the stack gives. */
+  readonly frameBytes: readonly number[];
   /** What will be moved; frames may count some bytes too many. */
   readonly expected: RewrittenImage;
   /** Bytes that the file of the new image's hashes will have, about. */
@@ -46,6 +48,7 @@ function measuredOf(merge: ImageMerge, chain: PointChain, measure: MergeMeasure)
   return {
     merge,
     base,
+    frameBytes,
     expected: { id: merge.point, disk: merge.disk, copiedBytes, writtenBytes, baseBytes },
     hashesBytes: hasHashes ? hashesLength(dataClusters, measure.tables) : 0,
   };

@@ -6,6 +6,7 @@ import {
   planFlatten,
   planIdle,
   planRemoval,
+  sharedPoints,
   type PlannedPoint,
   type StoredPoint,
 } from "./plan.js";
@@ -103,6 +104,24 @@ describe("descendantsOf()", () => {
     expect([...descendantsOf(tree, "B")].sort()).toEqual(["D", "E"]);
     expect([...descendantsOf(tree, "A")].sort()).toEqual(["B", "C", "D", "E"]);
     expect([...descendantsOf(tree, "E")]).toEqual([]);
+  });
+});
+
+describe("sharedPoints()", () => {
+  const shared = (all: readonly PlannedPoint[], ...ids: readonly string[]): readonly string[] =>
+    sharedPoints(remove(all, ...ids).merges);
+
+  it("finds what branches would each take, where they part first", () => {
+    const branched = points("A:x", "B<A:x<A", "C<B:x<B", "D<B:x<B", "E<D:x<D");
+    expect(shared(branched, "A", "B")).toEqual(["B", "A"]);
+    expect(shared(branched, "A", "B", "D")).toEqual(["B", "A"]);
+    expect(shared(branched, "A")).toEqual([]);
+    expect(shared(branched, "A", "B", "C")).toEqual([]);
+  });
+
+  it("tells disks apart", () => {
+    expect(shared(points("A:x,y", "B<A:x<A,y", "C<A:x,y<A"), "A")).toEqual([]);
+    expect(shared(points("A:x,y", "B<A:x<A,y", "C<A:x<A,y<A"), "A")).toEqual(["A"]);
   });
 });
 

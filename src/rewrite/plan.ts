@@ -59,6 +59,20 @@ export function planRemoval(points: readonly PlannedPoint[], removed: ReadonlySe
   return { merges, reparented, removed: gone.sort().reverse() };
 }
 
+/** Points that more than one image of the same disk is merged with, newest first: the first one is where they part. */
+export function sharedPoints(merges: readonly ImageMerge[]): readonly string[] {
+  const taken = new Set<string>();
+  const shared = new Set<string>();
+  for (const { stack, token } of merges) {
+    for (const id of stack.slice(1)) {
+      const image = `${id} ${token}`;
+      if (taken.has(image)) shared.add(id);
+      taken.add(image);
+    }
+  }
+  return [...shared].sort().reverse();
+}
+
 /** Plans to make a point's images full: each is merged with all that is below it. Those that are full stay. */
 export function planFlatten(points: readonly PlannedPoint[], id: string): readonly ImageMerge[] {
   const byId = new Map(points.map((point) => [point.id, point]));

@@ -1,5 +1,6 @@
 import { standingPoints } from "../repository/index.js";
 import { planRetention, type RetentionPolicy } from "../retention/index.js";
+import { pointsToForget } from "./branches.js";
 import { changeChain, type ChainChanges } from "./changes.js";
 import { MOST_GARBAGE } from "./measure.js";
 import { planCompaction, planRemoval } from "./plan.js";
@@ -16,6 +17,7 @@ export interface PruneOptions extends ChangeChainOptions {
 /**
  * Thins a machine's points out by retention rules. All that goes is planned at once, so that each image that has to be
  * written anew is written once. Images of which more than a third is garbage are written anew, too.
+ * A point that several others would take copies of is only forgotten, where that takes less room.
  *
  * @throws {UsageError} for a policy without rules
  */
@@ -28,12 +30,15 @@ export async function prunePoints(options: PruneOptions): Promise<ChainChanges> 
     // What was forgotten before, and is held only by those that need its images, goes as well.
     const ids = new Set(points.map(({ id }) => id));
     for (const { id } of kept) ids.delete(id);
+    const forgotten = await pointsToForget(points, ids, context);
+    for (const id of forgotten) ids.delete(id);
     const plan = planRemoval(points, ids);
     const touched = new Set(plan.merges.map(({ point }) => point));
     const others = points.filter(({ id }) => !ids.has(id) && !touched.has(id));
     const merges = [...plan.merges, ...planCompaction(others, MOST_GARBAGE)];
     const reason = "the points before it were pruned";
-    const changes = await changeChain({ plan: { ...plan, merges }, reason, dryRun }, points, context);
+    const change = { plan: { ...plan, merges }, forgotten, reason, dryRun };
+    const changes = await changeChain(change, points, context);
     return { ...changes, kept };
   });
 }

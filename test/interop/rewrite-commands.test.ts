@@ -37,6 +37,7 @@ const options = (): { env: Record<string, string> } => ({
 interface Result {
   readonly dryRun: boolean;
   readonly removed: readonly string[];
+  readonly forgotten: readonly string[];
   readonly rewritten: readonly { copiedBytes: number; writtenBytes: number; baseBytes: number }[];
   readonly freedBytes: number;
 }
@@ -171,6 +172,34 @@ describe("garbageBytes", () => {
     expect(await diskOf(5)).toMatchObject({ garbageBytes: 0, kind: "full", bytes: length });
     expect(await pointsThatAreRight(tree, root, copies)).toEqual([5, 6]);
     expect((await run("verify")).code).toBe(0);
+  });
+});
+
+describe("prune of a full that several differentials need", () => {
+  it("forgets it, since copies would take more room; it goes with all but one of them", async () => {
+    const writes: Write[] = [{ data: noise(0, 4 * MiB) }];
+    for (let index = 1; index < 5; index += 1) writes.push({ data: noise(index * 5, MiB / 2), parent: 0 });
+    const tree = await pointTree(root, 6 * MiB, writes);
+    const copies = await rawCopies(tree, directory.path);
+    const full = tree.points[0]!.id;
+    const before = await stored(tree);
+    const text = await run("prune", MACHINE, "--keep-last", "3", "--dry-run");
+    expect(text.stdout).toMatch(new RegExp(`${full} +remove +forgotten only: others need its images`));
+    const { removed, forgotten, rewritten, freedBytes } = await change("prune", MACHINE, "--keep-last", "3");
+    expect(removed).toEqual([full, tree.points[1]!.id]);
+    expect({ forgotten, rewritten }).toEqual({ forgotten: [full], rewritten: [] });
+    expect(freedBytes).toBe(before - (await stored(tree)));
+    expect(freedBytes).toBeGreaterThan(0);
+    expect(await pointsThatAreRight(tree, root, copies)).toEqual([0, 2, 3, 4]);
+    expect((await run("show", `${MACHINE}@${full}`)).code).toBe(4);
+
+    // Nothing changes until it is worth it.
+    const again = await change("prune", MACHINE, "--keep-last", "3");
+    expect(again).toMatchObject({ removed: [], forgotten: [], rewritten: [] });
+    const last = await change("prune", MACHINE, "--keep-last", "1");
+    expect(last).toMatchObject({ forgotten: [], rewritten: [{ id: tree.points[4]!.id }] });
+    expect(last.removed).toContain(full);
+    expect(await pointsThatAreRight(tree, root, copies)).toEqual([4]);
   });
 });
 

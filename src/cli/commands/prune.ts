@@ -82,10 +82,13 @@ function policyOf(options: PruneCommandOptions): RetentionPolicy {
 }
 
 function renderPlan(changes: ChainChanges, machine: string): string {
-  const { dryRun, kept, removed } = changes;
+  const { dryRun, kept, removed, forgotten } = changes;
   const verdicts = [
     ...kept.map(({ id, reasons }) => [id, "keep", reasons.join(", ")]),
-    ...removed.map((id) => [id, dryRun ? "remove" : "removed", ""]),
+    ...removed.map((id) => {
+      const why = forgotten.includes(id) ? "forgotten only: others need its images" : "";
+      return [id, dryRun ? "remove" : "removed", why];
+    }),
   ].sort(([a = ""], [b = ""]) => (a < b ? -1 : 1));
   const table = renderTable([{ title: "POINT" }, { title: "VERDICT" }, { title: "WHY" }], verdicts);
   return `${machine}\n${table}${renderChanges(changes, machine, false)}`;

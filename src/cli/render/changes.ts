@@ -9,11 +9,16 @@ export function renderChanges(changes: ChainChanges, machine: string, isListing 
     const base = baseBytes === 0 ? "" : ` to ${formatSize(baseBytes)} that stay together`;
     return `${machine}@${id} ${disk}: ${verb}, ${formatSize(copiedBytes)} moved${base}`;
   });
-  if (isListing)
-    for (const id of removed) lines.push(`${machine}@${id}: ${dryRun ? "would be removed" : "removed"}`);
+  for (const id of isListing ? removed : [])
+    lines.push(`${machine}@${id}: ${dryRun ? "would be " : ""}${verdictOf(changes, id)}`);
   if (rewritten.length + removed.length === 0) lines.push(`${machine}: nothing to do`);
   else lines.push(renderFreed(machine, freedBytes, dryRun));
   return `${lines.join("\n")}\n`;
+}
+
+/** What becomes of a point that goes. */
+function verdictOf({ forgotten }: ChainChanges, id: string): string {
+  return forgotten.includes(id) ? "forgotten, its images stay for others" : "removed";
 }
 
 function renderFreed(machine: string, bytes: number, dryRun: boolean): string {
