@@ -1,4 +1,4 @@
-import { mkdir, readdir, rm, stat } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, stat } from "node:fs/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { startTidemark } from "../support/cli.js";
 import { checkImage, CLEAN, compareImages, createImage, imageInfo, qemuIo, toRaw } from "../support/image.js";
@@ -215,7 +215,20 @@ describe("restore --track", () => {
     });
     expect(without.code).toBe(4);
     expect((await readdir(folder)).sort()).toEqual(files);
+
+    // Of several disks all are looked at before the first one is touched.
+    const other = await createImage(rig.directory.file("vdb.qcow2"), "qcow2", MiB);
+    await backUp(image, "--image", `vdb=${other}`);
+    const both = rig.directory.file("both");
+    await mkdir(both);
+    await qemuIo(await createImage(`${both}/vda.qcow2`, "qcow2", MiB), "qcow2", ["write -P 9 0 1M"]);
+    await createImage(`${both}/vdb.qcow2`, "qcow2", MiB);
+    await run("qemu-img", ["amend", "-f", "qcow2", "-o", "compat=0.10", `${both}/vdb.qcow2`]);
+    const untouched = await readFile(`${both}/vda.qcow2`);
+    const result = await rig.run(restoreArguments(points.at(-1)!, "--to-dir", both, ...force));
+    expect([result.code, result.stdout]).toEqual([2, expect.stringContaining("version 2")]);
+    expect((await readFile(`${both}/vda.qcow2`)).equals(untouched)).toBe(true);
     for (const file of [old, overlay]) expect(await bitmapsOf(file)).toEqual([]);
-    expect(await bitmapsOf(image)).toHaveLength(3);
+    expect(await bitmapsOf(image)).toHaveLength(1);
   });
 });

@@ -5,7 +5,7 @@ import type { BitmapIdentity } from "../../point/index.js";
 import { QmpCommandError } from "../../qmp/index.js";
 import { STORAGE_DAEMON, StorageDaemon } from "./storage-daemon.js";
 import { openImage } from "./offline-image.js";
-import { addCheckpoint, prepareTracking } from "./track-image.js";
+import { addCheckpoint, removeCheckpoints, requireTrackable } from "./track-image.js";
 
 const NODE = "image";
 
@@ -77,9 +77,14 @@ export class ImageExport {
     }
   }
 
-  /** Before it gets a point's content: see `prepareTracking`. */
-  async prepareTracking(repositoryTag: string, io: IoOptions = {}): Promise<void> {
-    await prepareTracking(this.#daemon.qmp, NODE, repositoryTag, io);
+  /** See `requireTrackable`. @throws {UsageError} when it cannot hold a checkpoint of the repository */
+  async requireTrackable(repositoryTag: string, io: IoOptions = {}): Promise<void> {
+    await requireTrackable(this.#daemon.qmp, NODE, repositoryTag, io);
+  }
+
+  /** Before it gets a point's content: see `removeCheckpoints`. */
+  async removeCheckpoints(repositoryTag: string, io: IoOptions = {}): Promise<void> {
+    await removeCheckpoints(this.#daemon.qmp, repositoryTag, io);
   }
 
   /** Once it holds a point's content: adds the point's checkpoint. `close` stores it. */

@@ -58,13 +58,11 @@ export async function addCheckpoint(
 }
 
 /**
- * Makes an open image ready to hold another checkpoint once it has got that one's content: removes the repository's others. They
- * would not lie, since they record what is written; but the newest of them, and not that one, would be what the next
- * backup continues.
+ * Whether an open image can hold a checkpoint of a repository as its newest one. Changes nothing.
  *
  * @throws {UsageError} when it cannot store bitmaps, or one of its backing images has some, where they cannot be removed
  */
-export async function prepareTracking(
+export async function requireTrackable(
   qmp: QmpClient,
   node: string,
   repositoryTag: string,
@@ -77,19 +75,35 @@ export async function prepareTracking(
       hint: "Upgrade it with qemu-img amend -o compat=1.1, or leave out --track",
     });
   }
-  const own = nodes.flatMap(({ name, file, bitmaps }) =>
+  const below = checkpointsIn(nodes, repositoryTag).find((bitmap) => bitmap.node !== node);
+  if (below === undefined) return;
+  throw new UsageError(
+    `Cannot leave a checkpoint in ${holder?.file ?? node}: its backing image ${below.file} has others of this repository`,
+    { hint: "Restore to a new file, or leave out --track" },
+  );
+}
+
+/**
+ * Removes a repository's checkpoints from an open image that is to hold another one. They would not lie, since they record
+ * what is written; but the newest of them, and not that one, would be what the next backup continues.
+ */
+export async function removeCheckpoints(
+  qmp: QmpClient,
+  repositoryTag: string,
+  io: IoOptions = {},
+): Promise<void> {
+  await removeBitmaps(qmp, checkpointsIn(await nodesOf(qmp, io), repositoryTag));
+}
+
+function checkpointsIn(
+  nodes: readonly BlockNode[],
+  repositoryTag: string,
+): { readonly node: string; readonly name: string; readonly file: string }[] {
+  return nodes.flatMap(({ name, file, bitmaps }) =>
     bitmaps
       .filter((bitmap) => parseBitmapName(bitmap.name)?.repository === repositoryTag)
       .map((bitmap) => ({ node: name, name: bitmap.name, file })),
   );
-  const below = own.find((bitmap) => bitmap.node !== node);
-  if (below !== undefined) {
-    throw new UsageError(
-      `Cannot leave a checkpoint in ${holder?.file ?? node}: its backing image ${below.file} has others of this repository`,
-      { hint: "Restore to a new file, or leave out --track" },
-    );
-  }
-  await removeBitmaps(qmp, own);
 }
 
 async function nodesOf(qmp: QmpClient, io: IoOptions): Promise<readonly BlockNode[]> {

@@ -128,7 +128,14 @@ async function prepareExisting(path: string, options: TargetOptions): Promise<Pr
     return await openNbdDisk({ target: image.address, exportName: image.exportName }, { signal });
   };
   const target = inPlace(path, { open, end: () => image.close() }, options);
-  return track === undefined ? target : tracked(target, image, track, { signal });
+  if (track === undefined) return target;
+  try {
+    await image.requireTrackable(track.repository, { signal });
+  } catch (error) {
+    await target.dispose();
+    throw error;
+  }
+  return tracked(target, image, track, { signal });
 }
 
 async function prepareDevice(path: string, options: TargetOptions): Promise<PreparedTarget> {
@@ -204,7 +211,8 @@ function tracked(
   return {
     ...target,
     async begin(length) {
-      await image.prepareTracking(checkpoint.repository, io);
+      // Before it is resized: an image with a broken bitmap cannot be.
+      await image.removeCheckpoints(checkpoint.repository, io);
       return await target.begin(length, () => image.track(checkpoint));
     },
   };
