@@ -500,6 +500,38 @@ describe("NbdServer, met by a client that misbehaves", () => {
     expect(contents.get(3n)?.equals(sda.content.subarray(16, 32))).toBe(true);
   });
 
+  it("reads together what is asked for in small parts, and an error belongs to the part that it is about", async () => {
+    const [count, length] = [24, 16 * KiB];
+    for (const broken of [-1, 70_000]) {
+      sda.broken = broken;
+      sda.reads = 0;
+      await using client = await raw().enter(true);
+      client.socket.cork();
+      for (let cookie = 0; cookie < count; cookie += 1) client.request(0, cookie * length, length, 0, cookie);
+      client.socket.uncork();
+      const contents = Array.from({ length: count }, () => Buffer.alloc(length, 0xee));
+      const errors: bigint[] = [];
+      for (let ended = 0; ended < count;) {
+        const head = await client.hear(20);
+        const [flags, type, cookie] = [head.readUInt16BE(4), head.readUInt16BE(6), head.readBigUInt64BE(8)];
+        const payload = await client.hear(head.readUInt32BE(16));
+        if (type === 0x8001) errors.push(cookie);
+        else if (type !== 0) {
+          const at = Number(payload.readBigUInt64BE(0)) - Number(cookie) * length;
+          if (type === 1) payload.subarray(8).copy(contents[Number(cookie)]!, at);
+          else contents[Number(cookie)]!.fill(0, at, at + payload.readUInt32BE(8));
+        }
+        ended += flags & 1;
+      }
+      const wrong = contents.flatMap((content, index) =>
+        content.equals(sda.content.subarray(index * length, (index + 1) * length)) ? [] : [BigInt(index)],
+      );
+      const expected = broken < 0 ? [] : [BigInt(Math.floor(broken / length))];
+      expect({ errors, wrong }).toEqual({ errors: expected, wrong: expected });
+      if (broken < 0) expect(sda.reads).toBeLessThan(count / 2);
+    }
+  });
+
   it("hangs up where a long read fails in the middle of its answer: what was sent never passes for the whole", async () => {
     sda.broken = 3 * MiB;
     await using client = await raw().enter(false);

@@ -42,8 +42,13 @@ export function encodeOptionReply(option: number, type: number, data: Uint8Array
     .finish();
 }
 
+/** A request as it came. */
+export interface ReceivedRequest extends RequestFrame {
+  readonly magic: number;
+}
+
 /** A request's head. `offset` is 2^53 - 1 for all that is more. */
-export function decodeRequest(buffer: Buffer): RequestFrame & { readonly magic: number } {
+export function decodeRequest(buffer: Buffer): ReceivedRequest {
   const reader = new ByteReader(buffer);
   const head = { magic: reader.u32(), flags: reader.u16(), type: reader.u16(), cookie: reader.u64() };
   const offset = Math.min(Number(reader.u64()), Number.MAX_SAFE_INTEGER);

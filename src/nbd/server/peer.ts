@@ -49,6 +49,12 @@ export class Peer {
     }
   }
 
+  /** Reads exactly `count` bytes if they are there already; undefined otherwise. */
+  takeNow(count: number): Buffer | undefined {
+    const bytes = this.#socket.read(count) as Buffer | null;
+    return bytes?.length === count ? bytes : undefined;
+  }
+
   /** Reads `count` bytes and forgets them. */
   async skip(count: number): Promise<void> {
     for (let left = count; left > 0;) left -= (await this.take(Math.min(left, SKIPPED_AT_ONCE))).length;

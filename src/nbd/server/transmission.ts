@@ -1,9 +1,10 @@
-import { ByteWriter } from "../../bytes/index.js";
+import { ByteWriter, MiB, type IoOptions } from "../../bytes/index.js";
 import { Budget } from "../../flow/index.js";
 import {
   NBD_CMD_BLOCK_STATUS,
   NBD_CMD_CACHE,
   NBD_CMD_DISC,
+  NBD_CMD_FLAG_DF,
   NBD_CMD_FLAG_REQ_ONE,
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
@@ -22,15 +23,18 @@ import {
 } from "../constants.js";
 import { faultOf } from "../errors.js";
 import { REQUEST_SIZE, type RequestFrame } from "../frames.js";
-import { decodeRequest, encodeChunk, encodeSimpleReply } from "./frames.js";
+import { ChunkedReads } from "./chunked-reads.js";
+import { decodeRequest, encodeChunk, encodeSimpleReply, type ReceivedRequest } from "./frames.js";
 import type { Peer } from "./peer.js";
-import { READ_MEMORY, ReplyBroken, sendRead } from "./read.js";
 import { MAX_PAYLOAD, type Agreement, type ServedContext } from "./served-export.js";
+import { READ_MEMORY, ReplyBroken, sendWhole } from "./whole-read.js";
 
 /** Requests of one connection that are worked on at a time. */
 const MAX_REQUESTS = 16;
 /** Bytes of all of them together that are read and not yet sent: what a client can make a server hold. */
 const MAX_BYTES = READ_MEMORY;
+/** Bytes of reads that are answered together. */
+const JOINED = MiB;
 /** Runs of one block status reply; who wants to know more asks again. */
 const MAX_RUNS = 16_384;
 
@@ -70,6 +74,8 @@ class Transmission {
   readonly #requests = new Budget(MAX_REQUESTS);
   readonly #bytes = new Budget(MAX_BYTES);
   readonly #underWay = new Set<Promise<void>>();
+  /** A request that was taken off the wire and not begun. */
+  #next: ReceivedRequest | undefined;
 
   constructor(peer: Peer, agreement: Agreement, signal: AbortSignal, onFailure: (error: unknown) => void) {
     this.#peer = peer;
@@ -81,7 +87,8 @@ class Transmission {
   async run(): Promise<void> {
     try {
       for (;;) {
-        const request = decodeRequest(await this.#peer.take(REQUEST_SIZE));
+        const request = this.#next ?? decodeRequest(await this.#peer.take(REQUEST_SIZE));
+        this.#next = undefined;
         if (request.magic !== NBD_REQUEST_MAGIC)
           fault("TM_NBD_REQUEST_MAGIC", "a request begins with no magic");
         if (request.type === NBD_CMD_DISC) return;
@@ -92,17 +99,56 @@ class Transmission {
     }
   }
 
-  async #begin(request: RequestFrame): Promise<void> {
+  async #begin(request: ReceivedRequest): Promise<void> {
     if (request.type === NBD_CMD_WRITE) {
       if (request.length > MAX_PAYLOAD) fault("TM_NBD_PAYLOAD", `it writes ${request.length} bytes at once`);
       await this.#peer.skip(request.length);
     }
-    await this.#requests.take(1, { signal: this.#signal });
-    const work = this.#work(request).finally(() => {
-      this.#requests.give(1);
+    const joined = this.#join(request);
+    await this.#requests.take(joined.length, { signal: this.#signal });
+    const work = (joined.length > 1 ? this.#workTogether(joined) : this.#work(request)).finally(() => {
+      this.#requests.give(joined.length);
       this.#underWay.delete(work);
     });
     this.#underWay.add(work);
+  }
+
+  /** A request, and those behind it that are here already and go on where it ends. */
+  #join(request: ReceivedRequest): readonly RequestFrame[] {
+    const { export: disk } = this.#agreement;
+    const joined = [request];
+    let end = request.offset;
+    const goesOn = ({ magic, type, flags, offset, length }: ReceivedRequest): boolean =>
+      magic === NBD_REQUEST_MAGIC &&
+      type === NBD_CMD_READ &&
+      flags === 0 &&
+      length > 0 &&
+      offset === end &&
+      offset + length <= Math.min(disk.size, request.offset + JOINED);
+    if (!this.#agreement.isStructured || !goesOn(request)) return joined;
+    for (end += request.length; joined.length < MAX_REQUESTS;) {
+      const bytes = this.#peer.takeNow(REQUEST_SIZE);
+      if (bytes === undefined) break;
+      const next = decodeRequest(bytes);
+      if (!goesOn(next)) {
+        this.#next = next;
+        break;
+      }
+      joined.push(next);
+      end += next.length;
+    }
+    return joined;
+  }
+
+  /** Never throws. What fails together is tried one by one: an error belongs to those that it is about. */
+  async #workTogether(requests: readonly RequestFrame[]): Promise<void> {
+    const reads = new ChunkedReads(requests);
+    const length = requests.reduce((sum, request) => sum + request.length, 0);
+    try {
+      await this.#holding(length, (options) => reads.send(this.#peer, this.#agreement.export, options));
+    } catch {
+      if (!this.#peer.isGone) await Promise.all(reads.left.map((request) => this.#work(request)));
+    }
   }
 
   /** Never throws: what cannot be told to the client ends the connection, which the reader of requests sees. */
@@ -143,13 +189,23 @@ class Transmission {
   }
 
   async #read(request: RequestFrame): Promise<void> {
-    const { length } = request;
+    const { length, flags } = request;
     if (length > MAX_PAYLOAD) throw new Refusal(NBD_EINVAL, `at most ${MAX_PAYLOAD} bytes are read at once`);
+    const isChunked = this.#agreement.isStructured && (flags & NBD_CMD_FLAG_DF) === 0;
+    await this.#holding(length, async (options) => {
+      if (isChunked) await new ChunkedReads([request]).send(this.#peer, this.#agreement.export, options);
+      else await sendWhole(this.#peer, this.#agreement, request, options);
+    });
+  }
+
+  /** Reads and sends so many bytes as soon as they may be in memory. */
+  async #holding(length: number, work: (options: IoOptions) => Promise<void>): Promise<void> {
+    const options = { signal: this.#signal };
     // A longer one is sent as it is read.
     const held = Math.min(length, MAX_BYTES);
-    await this.#bytes.take(held, { signal: this.#signal });
+    await this.#bytes.take(held, options);
     try {
-      await sendRead(this.#peer, this.#agreement, request, { signal: this.#signal });
+      await work(options);
     } finally {
       this.#bytes.give(held);
     }

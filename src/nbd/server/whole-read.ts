@@ -1,12 +1,6 @@
 import { ByteWriter, MiB, type IoOptions } from "../../bytes/index.js";
 import { messageOf } from "../../errors/index.js";
-import {
-  NBD_CMD_FLAG_DF,
-  NBD_REPLY_FLAG_DONE,
-  NBD_REPLY_TYPE_NONE,
-  NBD_REPLY_TYPE_OFFSET_DATA,
-  NBD_REPLY_TYPE_OFFSET_HOLE,
-} from "../constants.js";
+import { NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_DATA } from "../constants.js";
 import type { RequestFrame } from "../frames.js";
 import { encodeChunk, encodeSimpleReply } from "./frames.js";
 import type { Peer } from "./peer.js";
@@ -21,44 +15,28 @@ const ZEROES = Buffer.alloc(MiB);
 export class ReplyBroken extends Error {}
 
 /**
- * Answers a read whose range is within the export: in chunks as they come, or, for a client that wants or knows nothing else, in
- * one piece. What is zero goes as a hole where it can.
+ * Answers a read whose range is within the export in one piece, for a client that wants or knows nothing else.
  *
  * @throws {ReplyBroken} when the connection is good for nothing any more
- * @throws what reading threw: nothing of the range was sent, or only chunks, and an error may follow
+ * @throws what reading threw: nothing was sent, and an error may follow
  */
-export async function sendRead(
+export async function sendWhole(
   peer: Peer,
   { export: disk, isStructured }: Agreement,
-  request: RequestFrame,
+  { offset, length, cookie }: RequestFrame,
   options: IoOptions,
 ): Promise<void> {
-  const { offset, length, flags, cookie } = request;
   const pieces = disk.read(offset, length, options);
-  if (isStructured && (flags & NBD_CMD_FLAG_DF) === 0) {
-    for await (const piece of pieces) await sendChunk(peer, cookie, piece);
-    const done = { flags: NBD_REPLY_FLAG_DONE, type: NBD_REPLY_TYPE_NONE, cookie };
-    await peer.send(encodeChunk(done, Buffer.alloc(0)));
-    return;
-  }
   const place = new ByteWriter(8).u64(offset).finish();
   const whole = { flags: NBD_REPLY_FLAG_DONE, type: NBD_REPLY_TYPE_OFFSET_DATA, cookie };
   const head = isStructured ? encodeChunk(whole, place, length) : encodeSimpleReply(cookie, 0);
-  if (length <= READ_MEMORY) {
-    const parts: Uint8Array[] = [];
-    for await (const piece of pieces) parts.push(...contentOf(piece));
-    await peer.send(head, ...parts);
-  } else await peer.sendInParts(partsOf(head, pieces));
-}
-
-async function sendChunk(peer: Peer, cookie: bigint, { offset, length, bytes }: ServedPiece): Promise<void> {
-  if (bytes === undefined) {
-    const hole = { flags: 0, type: NBD_REPLY_TYPE_OFFSET_HOLE, cookie };
-    await peer.send(encodeChunk(hole, new ByteWriter(12).u64(offset).u32(length).finish()));
+  if (length > READ_MEMORY) {
+    await peer.sendInParts(partsOf(head, pieces));
     return;
   }
-  const data = { flags: 0, type: NBD_REPLY_TYPE_OFFSET_DATA, cookie };
-  await peer.send(encodeChunk(data, new ByteWriter(8).u64(offset).finish(), length), bytes);
+  const parts: Uint8Array[] = [];
+  for await (const piece of pieces) parts.push(...contentOf(piece));
+  await peer.send(head, ...parts);
 }
 
 /** The head goes with the first piece: until then an error can be told as one. */
