@@ -115,8 +115,8 @@ export function nextDisk(step: DiskStep, before: Buffer | undefined, number: num
   const touch = (from: number, to: number): void => {
     for (let cluster = Math.floor(from / CLUSTER); cluster * CLUSTER < to; cluster += 1) touched.add(cluster);
   };
-  // What grew is dirty; what was cut off is only found out by looking.
-  if (before !== undefined) touch(old.length, size);
+  if (before !== undefined && step.isGrowthDirty) touch(old.length, size);
+  if (before === undefined && step.isBorderWritten) apply(BORDER, content, number, touch);
   for (const change of step.changes) apply(change, content, number, touch);
   const clusters = Math.ceil(size / CLUSTER);
   for (const place of step.surplus) touched.add(Math.floor(place * clusters));
@@ -174,6 +174,7 @@ function apply(
   }
 }
 
+const BORDER: Change = { kind: "noise", place: 0, at: "anywhere", sectors: 112, seed: 0 };
 const NOISE_SECTORS = 2048;
 /** Bytes that do not compress, so that images have some length and are worth to be continued. */
 const NOISE = createCipheriv("aes-256-ctr", Buffer.alloc(32, 1), Buffer.alloc(16)).update(

@@ -22,6 +22,10 @@ export interface DiskStep {
   readonly isRenamed: boolean;
   /** Sectors of the disk from now on; null: as many as before. */
   readonly size: number | null;
+  /** What was added to the disk counts as changed, as it does in a backup by bitmap; else only what differs does. */
+  readonly isGrowthDirty: boolean;
+  /** A disk that is stored in full begins with data where smaller and larger ones end. */
+  readonly isBorderWritten: boolean;
   readonly changes: readonly Change[];
   /** Where clusters are stored that did not change. */
   readonly surplus: readonly number[];
@@ -93,11 +97,16 @@ const diskStep: fc.Arbitrary<DiskStep> = fc.record({
   isRenamed: fc.oneof({ weight: 12, arbitrary: fc.constant(false) }, fc.constant(true)),
   // Mostly as before; else sizes that end inside the same clusters as others, and far away.
   size: fc.oneof(
-    { weight: 5, arbitrary: fc.constant(null) },
-    { weight: 2, arbitrary: fc.integer({ min: 96, max: 106 }) },
+    { weight: 4, arbitrary: fc.constant(null) },
+    { weight: 4, arbitrary: fc.integer({ min: 96, max: 106 }) },
     fc.integer({ min: 0, max: LONGEST_DISK }),
   ),
-  changes: fc.array(change, { maxLength: 6 }),
+  isGrowthDirty: fc.boolean(),
+  isBorderWritten: fc.boolean(),
+  changes: fc.oneof(
+    { weight: 2, arbitrary: fc.array(change, { maxLength: 6 }) },
+    fc.array(change, { maxLength: 1 }),
+  ),
   surplus: fc.array(fraction, { maxLength: 2 }),
 });
 
