@@ -41,6 +41,8 @@ export interface BodyOptions {
   readonly segmentBytes: number;
   /** What the sink holds already. Frames of it are referred to with `keep`. */
   readonly base?: WrittenBase | undefined;
+  /** Whether segments are digested; default true. */
+  readonly isDigested?: boolean | undefined;
 }
 
 /**
@@ -60,11 +62,11 @@ export class ImageBody {
   #l2Tables = 0;
 
   constructor(sink: HeadLastSink, options: BodyOptions) {
-    const { virtualSize, clusterSize, segmentBytes, base } = options;
+    const { virtualSize, clusterSize, segmentBytes, base, isDigested } = options;
     this.#hasBase = base !== undefined;
     this.#clusterSize = clusterSize;
     this.#segmentBytes = segmentBytes;
-    this.#segments = new SegmentWriter(sink, clusterSize, base);
+    this.#segments = new SegmentWriter(sink, clusterSize, base, isDigested);
     this.#tables = new TableBuilder(clusterSize);
     this.#refcounts = new RefcountBuilder(clusterSize);
     this.#refcounts.count(0, clusterSize);

@@ -29,6 +29,7 @@ export class PlainImageWriter {
       virtualSize,
       clusterSize: DEFAULT_CLUSTER_SIZE,
       segmentBytes: 8 * MiB,
+      isDigested: false,
     });
   }
 

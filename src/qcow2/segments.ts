@@ -39,16 +39,18 @@ export function digestOfSegments(segments: readonly Segment[]): string {
 export class SegmentWriter {
   readonly #sink: HeadLastSink;
   readonly #segments: Segment[] = [];
-  #hash: Hash = createHash("sha256");
+  #hash: Hash | undefined;
   #start: number;
   #position: number;
 
   /**
    * @param headLength bytes that the sink keeps free for the head
    * @param base what the sink holds already behind them
+   * @param isDigested whether segments have digests, or empty ones: nobody verifies a disk that a machine writes to
    */
-  constructor(sink: HeadLastSink, headLength: number, base?: WrittenBase) {
+  constructor(sink: HeadLastSink, headLength: number, base?: WrittenBase, isDigested = true) {
     this.#sink = sink;
+    if (isDigested) this.#hash = createHash("sha256");
     this.#start = base?.length ?? headLength;
     this.#position = this.#start;
     this.#segments.push(...(base?.segments ?? []));
@@ -67,7 +69,7 @@ export class SegmentWriter {
   /** Appends to the open segment. */
   async write(bytes: Uint8Array): Promise<void> {
     if (bytes.length === 0) return;
-    this.#hash.update(bytes);
+    this.#hash?.update(bytes);
     this.#position += bytes.length;
     await this.#sink.append(bytes);
   }
@@ -82,9 +84,9 @@ export class SegmentWriter {
   /** Ends the open segment, unless it is empty. */
   close(kind: Exclude<SegmentKind, "header">): void {
     if (this.openLength === 0) return;
-    const sha256 = this.#hash.digest("hex");
+    const sha256 = this.#hash?.digest("hex") ?? "";
     this.#segments.push({ offset: this.#start, length: this.openLength, sha256, kind });
-    this.#hash = createHash("sha256");
+    if (this.#hash !== undefined) this.#hash = createHash("sha256");
     this.#start = this.#position;
   }
 

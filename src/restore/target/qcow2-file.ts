@@ -4,6 +4,7 @@ import { trackImage } from "../../machine/index.js";
 import type { BitmapIdentity } from "../../point/index.js";
 import { DEFAULT_CLUSTER_SIZE, PlainImageWriter } from "../../qcow2/index.js";
 import type { DiskPiece } from "../../transfer/index.js";
+import { FileAppender } from "./file-appender.js";
 import type { PartialFile } from "./partial-file.js";
 import { nonZeroRuns, writeAll } from "./raw-file.js";
 import type { RestoreTarget } from "./target.js";
@@ -46,13 +47,11 @@ interface TrackOptions extends IoOptions {
 
 async function partialFileSink(partial: PartialFile, options: TrackOptions): Promise<HeadLastSink> {
   const file = await partial.create();
-  let position = DEFAULT_CLUSTER_SIZE;
+  const body = new FileAppender(file, DEFAULT_CLUSTER_SIZE);
   return {
-    async append(bytes) {
-      await writeAll(file, bytes, position);
-      position += bytes.length;
-    },
+    append: (bytes) => body.append(bytes),
     async commit(head) {
+      await body.settle();
       await writeAll(file, head, 0);
       await file.sync();
       await file.close();
@@ -63,6 +62,7 @@ async function partialFileSink(partial: PartialFile, options: TrackOptions): Pro
       await partial.commit();
     },
     async abort() {
+      await body.end();
       await file.close();
       await partial.remove();
     },
