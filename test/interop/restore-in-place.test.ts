@@ -1,4 +1,5 @@
-import { chmod, chown, readFile, stat, symlink, writeFile } from "node:fs/promises";
+import { chmod, chown, readdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
+import { dirname } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { startTidemark } from "../support/cli.js";
 import { checkImage, CLEAN, compareImages, imageInfo, qemuIo, toRaw } from "../support/image.js";
@@ -207,6 +208,26 @@ describe("restore of an older point onto the machine's own image", () => {
       code: 0,
     });
     await expectHolds(first);
+  });
+
+  it("does not replace an image that a machine was started on meanwhile: it would go on with a file without a name", async () => {
+    const [first] = await twoPoints();
+    const { ino } = await stat(image);
+    const args = ["restore", `vm@${first.id}`, "--repo", rig.repository, "--json", "--to", image, "--force"];
+    await using running = startTidemark([...args, "--bandwidth", "1MiB/s"], {
+      env: { TIDEMARK_RUNTIME_DIR: rig.directory.file("run") },
+    });
+    await running.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
+    running.kill("SIGSTOP");
+    await rig.start([{ path: image, format: "qcow2", id: "vda" }], { guest: "none" });
+    await rig.machine.qemuIoAll("vda", ["write -P 9 7M 64k"]);
+    running.kill("SIGCONT");
+    expect((await running.ended).code).toBe(5);
+    await rig.machine.quit();
+    expect((await stat(image)).ino).toBe(ino);
+    const bytes = await readFile(await toRaw(image, "qcow2", rig.directory.file("now.raw")));
+    expect(bytes.subarray(7 * MiB, 7 * MiB + 64 * 1024).every((byte) => byte === 9)).toBe(true);
+    expect((await readdir(dirname(image))).filter((name) => name.includes("partial"))).toEqual([]);
   });
 
   it("keeps owner and mode of an image that it replaces", async () => {

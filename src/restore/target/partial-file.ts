@@ -49,11 +49,7 @@ export class PartialFile {
           hint: "Choose another target, or give --force to replace it",
         });
       }
-      if (await isLocked(final)) {
-        throw new BusyError("TM_TARGET_BUSY", `Cannot restore to ${target}: another process has it locked`, {
-          hint: "A machine seems to run on it; shut it down first",
-        });
-      }
+      await requireFree(target, final);
     }
     const name = await partialName(basename(final));
     return new PartialFile(join(dirname(final), name), final, found);
@@ -79,10 +75,16 @@ export class PartialFile {
     }
   }
 
-  /** Gives the finished, synced file its name. */
+  /**
+   * Gives the finished, synced file its name.
+   *
+   * @throws {BusyError} when somebody has begun to use what it is to replace: he would go on with a file without a name
+   */
   async commit(): Promise<void> {
-    if (this.#former !== undefined) await rename(this.path, this.#final);
-    else {
+    if (this.#former !== undefined) {
+      if ((await lstat(this.#final).catch(noSuchFile)) !== undefined) await requireFree(this.#final);
+      await rename(this.path, this.#final);
+    } else {
       // link() fails where rename() would replace a file that somebody made meanwhile.
       try {
         await link(this.path, this.#final);
@@ -109,6 +111,14 @@ export class PartialFile {
   async remove(): Promise<void> {
     await rm(this.path, { force: true });
   }
+}
+
+/** @param target as the operator called it */
+async function requireFree(target: string, path = target): Promise<void> {
+  if (!(await isLocked(path))) return;
+  throw new BusyError("TM_TARGET_BUSY", `Cannot restore to ${target}: another process has it locked`, {
+    hint: "A machine seems to run on it; shut it down first",
+  });
 }
 
 function notPermitted(error: NodeJS.ErrnoException): void {
