@@ -127,7 +127,8 @@ export function nextDisk(step: DiskStep, before: Buffer | undefined, number: num
     const part = Buffer.alloc(CLUSTER);
     content.subarray(at, at + CLUSTER).copy(part);
     const had = Buffer.alloc(CLUSTER);
-    old.subarray(at, at + CLUSTER).copy(had);
+    // What lay beyond the disk's new end is no difference: its image says by its length that it is gone.
+    old.subarray(at, Math.min(at + CLUSTER, size)).copy(had);
     if (!touched.has(cluster) && part.equals(had)) {
       if (before !== undefined) continue;
     }
