@@ -12,6 +12,6 @@ export { STREAM_MEMORY, streamChain, type DiskPiece } from "./chain-stream.js";
 export { ExportConnection, type ExportPlace } from "./export-connection.js";
 export { FrameDecoder } from "./frame-decoder.js";
 export { FrameReader, type FrameExport, type FrameReply, type FrameRequest } from "./frame-reader.js";
-export { RANGE_MEMORY, RangeReader } from "./range-reader.js";
+export { RangeReader } from "./range-reader.js";
 export { SegmentChecker, type SegmentCheck } from "./segment-checker.js";
 export { MOST_REPLACEMENTS, Replacement, type Replaceable, type ReplacementOptions } from "./replacement.js";

@@ -27,9 +27,6 @@ const AHEAD = 2;
 /** Stored bytes that are read and thrown away rather than paying for another read. */
 const GAP = 64 * KiB;
 
-/** Bytes of data that reading a range has in memory at most, however long the range is. */
-export const RANGE_MEMORY = (AHEAD + 1) * PIECE;
-
 /** Reads ranges of chains, many at a time, decoding on worker threads: whoever waits for one keeps no other from going on. */
 export class RangeReader {
   readonly #pool: WorkerPool;
@@ -44,7 +41,8 @@ export class RangeReader {
   }
 
   /**
-   * Reads a range, in pieces, in the order of the disk. A consumer that waits holds back the reads.
+   * Reads a range, in pieces, in the order of the disk. A consumer that waits holds back the reads: AHEAD + 1 pieces are in memory
+   * at most, however long the range is.
    *
    * @throws {UsageError} when the range exceeds the disk
    * @throws {DamageError} when an image's tables or frames are not what was stored
