@@ -1,5 +1,6 @@
 import { mkdir, readFile, stat, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
+import { startTidemark } from "../support/cli.js";
 import { checkImage, CLEAN, compareImages, createImage, imageInfo, qemuIo, toRaw } from "../support/image.js";
 import { NbdRelay } from "../support/nbd-relay.js";
 import { startNbdkit, startQemuNbd } from "../support/nbd-servers.js";
@@ -121,6 +122,22 @@ describe("restore to an NBD export", () => {
       expect((await readFile(target)).equals(await readFile(held.second))).toBe(true);
     },
   );
+
+  it("is interrupted with exit 130 while the server is silent", async () => {
+    await using rig = await Rig.create();
+    await twoPoints(rig);
+    await using server = await startNbdkit({ parameters: ["memory", "13M"] });
+    // No write is answered before as many connections write as never will.
+    await using relay = await NbdRelay.start(rig.directory.file("relay"), server.address, 99);
+    const uri = `nbd+unix:///?socket=${relay.socket}`;
+    const args = ["restore", "vm", "--repo", rig.repository, "--to", uri, "--json", "--force"];
+    await using running = startTidemark(args, { env: { TIDEMARK_RUNTIME_DIR: rig.directory.file("run") } });
+    await running.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
+    running.kill("SIGINT");
+    const asked = performance.now();
+    expect((await running.ended).code).toBe(130);
+    expect(performance.now() - asked).toBeLessThan(15_000);
+  });
 
   it("needs no --force for an export that reads as zero, and refuses a read-only one", async () => {
     await using rig = await Rig.create();

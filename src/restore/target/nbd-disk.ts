@@ -29,6 +29,7 @@ export interface NbdPlace {
 /**
  * An NBD export, written through several connections, many requests at once.
  *
+ * @param options.signal ends all that is asked of it, too
  * @throws {UsageError} when it is read-only
  */
 export async function openNbdDisk(
@@ -41,7 +42,7 @@ export async function openNbdDisk(
     for (const client of clients) await client.close();
     throw new UsageError(`Cannot restore to export "${offered.name}": the server offers it read-only`);
   }
-  return new NbdDisk(clients);
+  return new NbdDisk(clients, options);
 }
 
 /**
@@ -75,9 +76,12 @@ class NbdDisk implements DiskAccess {
   readonly blockSize: number;
   readonly #clients: readonly [NbdClient, ...NbdClient[]];
   readonly #writes = new UnderWay(IN_FLIGHT);
+  /** Nobody who wants to leave waits for a server that keeps silent. */
+  readonly #io: IoOptions;
 
-  constructor(clients: readonly [NbdClient, ...NbdClient[]]) {
+  constructor(clients: readonly [NbdClient, ...NbdClient[]], { signal }: IoOptions) {
     this.#clients = clients;
+    this.#io = { signal };
     const [{ export: offered }] = clients;
     this.size = offered.size;
     this.blockSize = offered.blockSize.minimum;
@@ -85,17 +89,17 @@ class NbdDisk implements DiskAccess {
 
   async read(offset: number, length: number): Promise<Buffer> {
     const bytes = Buffer.allocUnsafe(length);
-    await this.#idlest().read(offset, bytes);
+    await this.#idlest().read(offset, bytes, this.#io);
     return bytes;
   }
 
   async write(offset: number, bytes: Buffer): Promise<void> {
-    await this.#writes.begin(bytes.length, () => this.#idlest().write(offset, bytes));
+    await this.#writes.begin(bytes.length, () => this.#idlest().write(offset, bytes, this.#io));
   }
 
   async writeZeroes(offset: number, length: number): Promise<void> {
     // It costs no memory; the server answers when it is done.
-    await this.#writes.begin(0, () => this.#idlest().writeZeroes(offset, length));
+    await this.#writes.begin(0, () => this.#idlest().writeZeroes(offset, length, this.#io));
   }
 
   settle(): Promise<void> {
@@ -104,7 +108,7 @@ class NbdDisk implements DiskAccess {
 
   async flush(): Promise<void> {
     await this.settle();
-    await this.#clients[0].flush();
+    await this.#clients[0].flush(this.#io);
   }
 
   async close(): Promise<void> {
