@@ -23,6 +23,8 @@ export class Movement {
   /** Of the image that is being written: planned, and moved. */
   #planned = 0;
   #moved = 0;
+  /** What was told last. */
+  #told: { readonly done: number; readonly total: number } | undefined;
 
   constructor(options: MovementOptions = {}) {
     this.#options = options;
@@ -64,6 +66,9 @@ export class Movement {
   }
 
   #report(): void {
-    this.#options.observer?.progress?.({ done: this.#finished + this.#moved, total: this.#total });
+    const event = { done: this.#finished + this.#moved, total: this.#total };
+    if (event.done === this.#told?.done && event.total === this.#told.total) return;
+    this.#told = event;
+    this.#options.observer?.progress?.(event);
   }
 }

@@ -1,6 +1,6 @@
 import type { IoOptions } from "../bytes/index.js";
 import { DamageError } from "../errors/index.js";
-import type { PointChain, Repository } from "../repository/index.js";
+import { FencedError, type PointChain, type Repository } from "../repository/index.js";
 import type { Movement } from "./movement.js";
 import type { ImageMerge } from "./plan.js";
 
@@ -53,12 +53,21 @@ export async function openStack<T>(
   }
 }
 
-/** Images that were merged or taken away since the plan was made would be merged wrongly. */
+/**
+ * Images that were merged or taken away since the plan was made would be merged wrongly. A dry run, which has no lock, may
+ * see that.
+ */
 function requireStack(chain: PointChain, { stack, parent }: ImageMerge): void {
   const found = chain.images.map(({ point }) => point.id);
   const expected = parent === null ? stack : [...stack, parent];
   if (found.join() !== expected.join()) {
-    throw new RangeError(`chain of ${chain.disk.name} is ${found.join()}, not ${expected.join()}`);
+    const what = `it is ${found.join(", ")}, not ${expected.join(", ")}`;
+    throw new FencedError(
+      `Cannot merge images of disk "${chain.disk.name}": its chain was changed, ${what}`,
+      {
+        hint: "Another run works on this machine's points: try again when it has ended",
+      },
+    );
   }
 }
 
