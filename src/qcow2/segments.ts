@@ -38,7 +38,7 @@ export function digestOfSegments(segments: readonly Segment[]): string {
 /** Writes a sink front to back and cuts it into segments, digesting each in the same pass. */
 export class SegmentWriter {
   readonly #sink: HeadLastSink;
-  readonly #segments: Segment[] = [];
+  readonly #segments: Segment[];
   #hash: Hash | undefined;
   #start: number;
   #position: number;
@@ -53,7 +53,7 @@ export class SegmentWriter {
     if (isDigested) this.#hash = createHash("sha256");
     this.#start = base?.length ?? headLength;
     this.#position = this.#start;
-    this.#segments.push(...(base?.segments ?? []));
+    this.#segments = [...(base?.segments ?? [])];
   }
 
   /** Offset of the next byte. */

@@ -30,6 +30,24 @@ describe("ImageWriter.create()", () => {
   });
 });
 
+describe("ImageWriter.extend()", () => {
+  it("takes an image of more segments than a call has room for arguments", async () => {
+    const count = 262_144;
+    const segments = Array.from({ length: count }, (_, index) => ({
+      ...{ offset: CLUSTER * (index + 1), length: CLUSTER, sha256: "0".repeat(64), kind: "data" as const },
+    }));
+    const base = { segments, length: CLUSTER * (count + 1) };
+    const writer = ImageWriter.extend(new MemoryImage(CLUSTER), OPTIONS, base);
+    let known: readonly unknown[] = [];
+    const beforeCommit = (summary: { readonly segments: readonly unknown[] }): Promise<void> => {
+      known = summary.segments;
+      return Promise.reject(new Error("enough"));
+    };
+    await expect(writer.finish({ beforeCommit })).rejects.toThrow("enough");
+    expect(known.slice(0, count)).toEqual(segments);
+  });
+});
+
 describe("ImageWriter.append()", () => {
   it.each<[string, (writer: ImageWriter) => unknown]>([
     ["a cluster beyond the disk", (writer) => writer.append(encodeBatch([[4096, cluster(1)]]))],

@@ -1,6 +1,6 @@
 import type { IoOptions } from "../bytes/index.js";
 import { NotFoundError } from "../errors/index.js";
-import type { Storage } from "../storage/index.js";
+import { StorageError, type Storage } from "../storage/index.js";
 import { readManifestBytes, surveyMachine, type Survey } from "./catalogue.js";
 import { FencedError, PointNeededError } from "./errors.js";
 import { discardPoint } from "./garbage.js";
@@ -40,14 +40,40 @@ export async function changePoint(
   const changed = await change(decodeManifest(before, { machine, point: id }));
   const bytes = encodeManifest(changed);
   if (bytes.equals(before)) return changed;
-  await options.fence();
-  const now = await readManifestBytes(storage, machine, id, options);
-  if (now?.equals(before) !== true) {
-    throw new FencedError(`Cannot change point ${id} of machine "${machine}": it was changed meanwhile`);
-  }
-  await storage.put(manifestKey(machine, id), bytes, { signal: options.signal });
-  await options.fence();
+  await replaceManifest(storage, { machine, id, before, bytes }, options);
   return changed;
+}
+
+/**
+ * Puts a manifest in the place of another. It is begun before the lock is asked for: whoever takes the lock over from then on
+ * removes what was begun (`finishRewrites`), so that a run that was suspended here does not go on with what it once read.
+ */
+async function replaceManifest(
+  storage: Storage,
+  {
+    machine,
+    id,
+    before,
+    bytes,
+  }: { readonly machine: string; readonly id: string; readonly before: Buffer; readonly bytes: Buffer },
+  options: ChangeOptions,
+): Promise<void> {
+  const { signal, fence } = options;
+  const begun = await storage.create(manifestKey(machine, id), { headLength: bytes.length, signal });
+  try {
+    await fence();
+    const now = await readManifestBytes(storage, machine, id, options);
+    if (now?.equals(before) !== true) {
+      throw new FencedError(`Cannot change point ${id} of machine "${machine}": it was changed meanwhile`);
+    }
+    await begun.commit(bytes);
+  } catch (error) {
+    await begun.abort();
+    // What was begun may have been removed by who has the lock now: then that is what happened.
+    if (error instanceof StorageError) await fence();
+    throw error;
+  }
+  await fence();
 }
 
 /**

@@ -3,7 +3,7 @@ import { messageOf, TidemarkError } from "../errors/index.js";
 import { ManifestDamageError, NewerFormatError } from "./errors.js";
 import { manifestKey } from "./layout.js";
 import { manifestProblem } from "./manifest-rules.js";
-import { MANIFEST_FORMAT, pointManifest, type PointManifest } from "./manifest.js";
+import { MANIFEST_FORMAT, MAX_MANIFEST_BYTES, pointManifest, type PointManifest } from "./manifest.js";
 
 /** Where a manifest was found, which it must agree with. */
 export interface ManifestPlace {
@@ -44,6 +44,7 @@ export function encodeManifest(manifest: PointManifest): Buffer {
     new TidemarkError("TM_MANIFEST_INVALID", `Cannot write the manifest of point ${manifest.id}: ${what}`, {
       cause,
     });
+  if (bytes.length > MAX_MANIFEST_BYTES) throw invalid(`it would be longer than ${MAX_MANIFEST_BYTES} bytes`);
   let read: PointManifest;
   try {
     read = decodeManifest(bytes, { machine: manifest.machine.name, point: manifest.id });

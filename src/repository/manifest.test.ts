@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { pointId, sampleDisk, sampleManifest } from "../../test/interop/repository-points.js";
 import { DamageError, TidemarkError } from "../errors/index.js";
 import { NewerFormatError } from "./errors.js";
-import type { DiskManifest, PointManifest } from "./manifest.js";
+import { MAX_MANIFEST_BYTES, type DiskManifest, type PointManifest } from "./manifest.js";
 import { decodeManifest, encodeManifest } from "./manifest-codec.js";
 
 const PLACE = { machine: "web", point: pointId(1) };
@@ -42,6 +42,12 @@ describe("encodeManifest() and decodeManifest()", () => {
   it("refuse to write what could not be read back", () => {
     const error = errorOf(() => encodeManifest(sampleManifest({ created: "yesterday" })));
     expect(error).toBeInstanceOf(TidemarkError);
+    expect(error).toMatchObject({ code: "TM_MANIFEST_INVALID" });
+  });
+
+  it("refuse to write more than is read", () => {
+    const configuration = { xml: " ".repeat(MAX_MANIFEST_BYTES) };
+    const error = errorOf(() => encodeManifest(sampleManifest({ configuration })));
     expect(error).toMatchObject({ code: "TM_MANIFEST_INVALID" });
   });
 });

@@ -20,6 +20,7 @@ import { MachineLock } from "./lock.js";
 import type { DiskManifest, PointManifest } from "./manifest.js";
 import { openComparison, type Comparison } from "./comparison.js";
 import { openChain, openImage, type OpenChainOptions } from "./open-chain.js";
+import { settle } from "./pending.js";
 import type { PointChain } from "./point-chain.js";
 import { checkHashes, hashKeyOf, PointHashes } from "./point-hashes.js";
 import type { PointImage } from "./point-image.js";
@@ -105,6 +106,17 @@ export class Repository {
     const [first] = unreadable;
     if (first !== undefined) throw first.error;
     return points;
+  }
+
+  /**
+   * As `points`, each as it holds now: a run that died, or is still at work, may have put images in their places that the
+   * manifest calls pending.
+   */
+  async settledPoints(machine: string, options: IoOptions = {}): Promise<readonly PointManifest[]> {
+    const settled: PointManifest[] = [];
+    for (const point of await this.points(machine, options))
+      settled.push(await settle(this.storage, point, options));
+    return settled;
   }
 
   /**

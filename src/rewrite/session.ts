@@ -1,3 +1,5 @@
+import { isDeepStrictEqual } from "node:util";
+import type { IoOptions } from "../bytes/index.js";
 import { DamageError, NotFoundError } from "../errors/index.js";
 import { anySignal } from "../flow/index.js";
 import { currentPoint, standingPoints, type PointManifest, type Repository } from "../repository/index.js";
@@ -6,6 +8,8 @@ import type { RewriteContext } from "./stack.js";
 
 /** zstd level of the few clusters that are written anew. */
 const LEVEL = 3;
+/** How often a dry run looks at a chain that others change meanwhile. */
+const ATTEMPTS = 4;
 
 /** What every change of a chain needs to know. */
 export interface ChangeChainOptions extends MovementOptions {
@@ -29,10 +33,7 @@ export async function onChain<T>(
 ): Promise<T> {
   const { repository, machine, dryRun = false, signal } = options;
   const context = { repository, machine, level: LEVEL };
-  if (dryRun) {
-    const points = await allPoints(repository, machine, signal);
-    return await work(points, { ...context, signal, fence: () => Promise.resolve() });
-  }
+  if (dryRun) return await lookAt(repository, machine, { signal }, work);
   await using lock = await repository.lockMachine(machine, { signal });
   const io = { signal: anySignal(signal, lock.lost) };
   const fence = (): Promise<void> => lock.verify(io);
@@ -48,6 +49,27 @@ export async function onChain<T>(
   });
 }
 
+/** A dry run keeps nobody from changing the chain: what it finds counts only if that stayed as it was, or else it looks again. */
+async function lookAt<T>(
+  repository: Repository,
+  machine: string,
+  { signal }: IoOptions,
+  work: (points: readonly PointManifest[], context: RewriteContext) => Promise<T>,
+): Promise<T> {
+  const context = { repository, machine, level: LEVEL, signal, fence: () => Promise.resolve() };
+  let points = await allPoints(repository, machine, signal);
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await work(points, context);
+    } catch (error) {
+      signal?.throwIfAborted();
+      const now = await allPoints(repository, machine, signal);
+      if (attempt === ATTEMPTS || isDeepStrictEqual(now, points)) throw error;
+      points = now;
+    }
+  }
+}
+
 /** All points of a machine, tombstones included. @throws {DamageError} with a hint when one cannot be read */
 async function allPoints(
   repository: Repository,
@@ -55,7 +77,7 @@ async function allPoints(
   signal: AbortSignal | undefined,
 ): Promise<readonly PointManifest[]> {
   try {
-    return await repository.points(machine, { signal });
+    return await repository.settledPoints(machine, { signal });
   } catch (error) {
     if (!(error instanceof DamageError) || error.hint !== undefined) throw error;
     const folder = error.damage.object.replace(/\/[^/]*$/, "");

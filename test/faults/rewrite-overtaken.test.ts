@@ -88,6 +88,18 @@ describe("a rewriting run that is suspended, and overtaken by another", () => {
     expect(await expectIntact(storage, held)).toEqual([pointId(3), pointId(4)]);
   });
 
+  it("does not put its manifest over the other's when it goes on", async () => {
+    const gated = new GatedStorage(storage, "commit", `${machine}/${pointId(3)}/point.json`);
+    const repository = await openRepository(gated);
+    const ended = deletePoint({ repository, machine, point: pointId(2) }).catch((error: unknown) => error);
+    await gated.reached;
+    await takeLock(storage);
+    await flattenPoint({ repository: await openRepository(storage), machine, point: pointId(3) });
+    gated.wake();
+    expect(await ended).toBeInstanceOf(FencedError);
+    expect(await expectIntact(storage, held)).toEqual([1, 2, 3, 4].map(pointId));
+  });
+
   it("gives back the point that it removed when the other has continued it", async () => {
     const gated = new GatedStorage(storage, "delete", `${machine}/${pointId(4)}/point.json`);
     const repository = await openRepository(gated);
@@ -103,6 +115,39 @@ describe("a rewriting run that is suspended, and overtaken by another", () => {
     gated.wake();
     expect(await ended).toBeInstanceOf(FencedError);
     expect(await expectIntact(storage, held)).toEqual([1, 2, 3, 4, 5].map(pointId));
+  });
+});
+
+describe("prunePoints()", () => {
+  it("says in a dry run what it does then, whatever a run left that died in the middle of a rewriting", async () => {
+    const rules = { machine, policy: { last: 1 }, now: new Date(), timeZone: "UTC" };
+    let isWhole = false;
+    let replaced = 0;
+    for (let crashAt = 0; !isWhole; crashAt += 1) {
+      const storage = new MemoryStorage();
+      const held = await writeChain(storage, 3);
+      const dying = new CrashingStorage(storage, crashAt);
+      await deletePoint({ repository: await openRepository(dying), machine, point: pointId(2) }).catch(
+        () => undefined,
+      );
+      isWhole = !dying.hasCrashed;
+      const repository = await openRepository(storage);
+      const points = await repository.points(machine);
+      if (points.every(({ pending }) => pending === undefined)) continue;
+      const settled = await repository.settledPoints(machine);
+      if (settled.some(({ disks }, index) => disks[0]?.parent !== points[index]?.disks[0]?.parent))
+        replaced += 1;
+      const expected = await prunePoints({ ...rules, repository, dryRun: true });
+      await takeLock(storage);
+      const done = await prunePoints({ ...rules, repository });
+      expect(done.removed).toEqual(expected.removed);
+      expect(done.rewritten.map(({ id, baseBytes }) => [id, baseBytes])).toEqual(
+        expected.rewritten.map(({ id, baseBytes }) => [id, baseBytes]),
+      );
+      expect(await expectIntact(storage, held)).toEqual([pointId(3)]);
+    }
+    // The image was there, and the manifest did not say so yet.
+    expect(replaced).toBeGreaterThan(1);
   });
 });
 

@@ -111,7 +111,7 @@ export class ChainWorld {
     expect(await this.#verify()).toEqual({ points: points.length, problems: [] });
   }
 
-  /** Turns one bit of an image around: `verify` says which points that costs, and nobody reads anything else than was stored. */
+  /** Turns one bit of an image around: `verify` says which points that costs, if any, and nobody reads anything else than was stored. */
   async expectAccused(place: number): Promise<void> {
     const repository = await openRepository(this.storage);
     const images = (await repository.points(machine)).flatMap(({ id, disks }) =>
@@ -402,7 +402,9 @@ export class ChainWorld {
         if (scope !== "children-only") gone.add(point);
         const isRefused = !force && gone.has(current);
         const rest =
-          scope === "metadata-only" ? changed(model, point, { isTombstone: true }) : without(model, gone);
+          scope === "metadata-only"
+            ? changed(model, point, { isTombstone: true })
+            : withoutIdle(model, without(model, gone));
         return {
           run: async (repository, dryRun = false) => {
             const { removed } = await deletePoint({ repository, machine, point, scope, force, dryRun });

@@ -8,7 +8,7 @@ import type {
   Storage,
 } from "../../src/storage/index.js";
 
-/** A storage whose user is suspended right before one of its changes, until the test lets it go on. */
+/** A storage whose user is suspended right before one of its changes (a `put` is a commit, too), until the test lets it go on. */
 export class GatedStorage implements Storage {
   readonly description: string;
   readonly #storage: Storage;
@@ -54,8 +54,9 @@ export class GatedStorage implements Storage {
     return this.#storage.get(key, options);
   }
 
-  put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<boolean> {
-    return this.#storage.put(key, bytes, options);
+  async put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<boolean> {
+    await this.#pass("commit", key);
+    return await this.#storage.put(key, bytes, options);
   }
 
   list(prefix: string, options?: IoOptions): AsyncIterable<ObjectEntry> {
