@@ -8,6 +8,8 @@ import type { CreateOptions, ObjectReader } from "./storage.js";
 /** Bytes that are copied at a time where blocks cannot be shared. */
 const PIECE = 4 * MiB;
 
+const OWNER = 0o600;
+
 /** What a file system says that shares no blocks between files, or not between these two. */
 const CANNOT_SHARE: ReadonlySet<string> = new Set([
   "ENOTSUP",
@@ -33,7 +35,7 @@ export function requireBase(
 /**
  * Makes a file that shares the blocks of a whole object, where the file system can do that.
  *
- * @param mode of the new file
+ * @param mode of the new file at most; its owner can read and write it
  * @returns whether it could; no file is there otherwise
  */
 export async function shareBlocks(object: ObjectReader, path: string, mode: number): Promise<boolean> {
@@ -41,10 +43,12 @@ export async function shareBlocks(object: ObjectReader, path: string, mode: numb
   const { COPYFILE_EXCL, COPYFILE_FICLONE_FORCE } = constants;
   try {
     // By its descriptor: the object's name may have passed to another file.
-    await object.use((handle) =>
-      copyFile(`/proc/self/fd/${handle.fd}`, path, COPYFILE_EXCL | COPYFILE_FICLONE_FORCE),
-    );
-    await chmod(path, mode);
+    const from = await object.use(async (handle) => {
+      await copyFile(`/proc/self/fd/${handle.fd}`, path, COPYFILE_EXCL | COPYFILE_FICLONE_FORCE);
+      return await handle.stat();
+    });
+    // Nobody may read the copy who may not read the object, which was made under a umask.
+    await chmod(path, (from.mode & mode) | OWNER);
     return true;
   } catch (error) {
     if (CANNOT_SHARE.has(systemCode(error) ?? "")) return false;

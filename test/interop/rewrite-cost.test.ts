@@ -1,4 +1,4 @@
-import { statfs } from "node:fs/promises";
+import { chmod, stat, statfs } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { KiB, MiB } from "../../src/bytes/index.js";
 import { initRepository, type PointManifest } from "../../src/repository/index.js";
@@ -85,12 +85,15 @@ describe.each(["xfs", "btrfs"] as const)("on %s", (kind) => {
       const { bfree, bsize } = await statfs(root);
       return bfree * bsize;
     };
+    // As a umask of 077 would have made it: what takes its bytes over is nobody else's business either.
+    await chmod(path(0), 0o600);
     const before = await free();
     const flattened = await ioOf(() => flattenPoint({ repository, machine, point: points[1]!.id }));
     expectMoved(flattened.io, 2 * increment);
     expect(flattened.result.rewritten).toMatchObject([{ baseBytes: points[0]!.disks[0]!.bytes }]);
     expect(before - (await free())).toBeLessThan(4 * increment);
     expect((await run("filefrag", ["-v", path(1)])).stdout).toMatch(/shared/);
+    expect((await stat(path(1))).mode & 0o777).toBe(0o600);
     await expectSame(path(1), rawOfMiddle);
 
     // The oldest full goes without a copy; then the one that took its data over, in which some is garbage now.
