@@ -5,7 +5,7 @@ import { ServedDisk } from "../../src/serve/served-disk.js";
 import { ObjectReplacedError } from "../../src/storage/index.js";
 import type { RangeReader } from "../../src/transfer/index.js";
 import { randomOf, type Turns } from "../support/turns.js";
-import type { Model } from "./chain-model.js";
+import { standing, type Model } from "./chain-model.js";
 import { firstDifference } from "./chain-oracle.js";
 
 /** What happened in all stories: what never happened was not tried. */
@@ -77,7 +77,7 @@ export class Onlookers {
   /** One who serves a point all the time. */
   async #serve(isOver: () => boolean): Promise<void> {
     const { id, token, content, disk } = this.#choose();
-    const isKept = this.#after.has(id);
+    const isKept = this.#after.get(id)?.isTombstone === false;
     let served: ServedDisk | undefined;
     try {
       const point = (await this.#repository.point(machine, id)) ?? undefined;
@@ -104,7 +104,7 @@ export class Onlookers {
   /** One who has opened a chain and knows of no changes. */
   async #read(isOver: () => boolean): Promise<void> {
     const { id, content, disk } = this.#choose();
-    const isKept = this.#after.has(id);
+    const isKept = this.#after.get(id)?.isTombstone === false;
     let chain: PointChain | undefined;
     try {
       chain = await this.#repository.openChain(machine, id, disk);
@@ -130,7 +130,7 @@ export class Onlookers {
       const { points, unreadable } = await this.#repository.survey(machine);
       expect(unreadable).toEqual([]);
       const ids = new Set(points.map(({ id }) => id));
-      for (const id of this.#after.keys()) expect(ids).toContain(id);
+      for (const { id } of standing(this.#after)) expect(ids).toContain(id);
       const { id, content, disk } = this.#choose();
       let chain: PointChain | undefined;
       try {
@@ -139,7 +139,7 @@ export class Onlookers {
         this.#expect(await chain.chain.read(offset, length), length, content, offset, `opened ${id} ${disk}`);
       } catch (error) {
         if (error instanceof ObjectReplacedError) this.#counts.replaced += 1;
-        else if (this.#after.has(id) || !(error instanceof TidemarkError)) throw error;
+        else if (this.#after.get(id)?.isTombstone === false || !(error instanceof TidemarkError)) throw error;
         else this.#counts.lost += 1;
       } finally {
         await chain?.close();
