@@ -1,4 +1,14 @@
-import { chmod, chown, readdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
+import {
+  chmod,
+  chown,
+  copyFile,
+  readdir,
+  readFile,
+  stat,
+  symlink,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
 import { dirname } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { startTidemark } from "../support/cli.js";
@@ -208,6 +218,22 @@ describe("restore of an older point onto the machine's own image", () => {
       code: 0,
     });
     await expectHolds(first);
+  });
+
+  it("keeps machines from starting on a raw image while it is written, whatever size that had", async () => {
+    const [first, last] = await twoPoints();
+    const raw = rig.directory.file("machine.raw");
+    await copyFile(held(last), raw);
+    await truncate(raw, SIZE + MiB);
+    const args = ["restore", `vm@${first.id}`, "--repo", rig.repository, "--json", "--to", raw, "--force"];
+    await using running = startTidemark([...args, "--only-changed", "--bandwidth", "1MiB"]);
+    await running.nextEvent(({ event, done }) => event === "progress" && Number(done) > 0);
+    const start = rig.start([{ path: raw, format: "raw", id: "vda" }], { guest: "none" });
+    await expect(start).rejects.toThrow(/Failed to get .* lock/);
+    expect((await running.ended).code).toBe(0);
+    const restored = { path: raw, format: "raw" } as const;
+    expect(await compareImages(restored, { path: held(first), format: "raw" })).toBe("identical");
+    expect((await stat(raw)).size).toBe(SIZE);
   });
 
   it("does not replace an image that a machine was started on meanwhile: it would go on with a file without a name", async () => {

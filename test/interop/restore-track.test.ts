@@ -18,7 +18,8 @@ beforeEach(async () => {
   image = await rig.image("a.qcow2", "qcow2", 16 * MiB);
   points = [];
   for (const number of [1, 2, 3]) {
-    await qemuIo(image, "qcow2", [`write -P ${number} ${number}M 2M`, `discard ${number - 1}M 128k`]);
+    const length = number === 1 ? "9M" : "2M";
+    await qemuIo(image, "qcow2", [`write -P ${number} ${number}M ${length}`, `discard ${number - 1}M 128k`]);
     await backUp(image, "--keep-checkpoints", "3");
   }
 }, 120_000);

@@ -4,7 +4,7 @@ import { TidemarkError } from "../../errors/index.js";
 import type { BitmapIdentity } from "../../point/index.js";
 import { QmpCommandError } from "../../qmp/index.js";
 import { STORAGE_DAEMON, StorageDaemon } from "./storage-daemon.js";
-import { openImage } from "./offline-image.js";
+import { inUse, isLockRefusal, openImage, type ImageFormat } from "./offline-image.js";
 import { addCheckpoint, removeCheckpoints, requireTrackable } from "./track-image.js";
 
 const NODE = "image";
@@ -23,18 +23,19 @@ export class ImageExport {
   }
 
   /**
-   * Opens a qcow2 image, with what it is an overlay of. From now on nobody else can; nothing of it is changed yet.
+   * Opens an image, a qcow2 one with what it is an overlay of. From now on nobody else can, a raw one from `serve` on;
+   * nothing of it is changed yet.
    *
    * @throws {BusyError} when another process uses the image
    */
   static async open(
     file: string,
-    options: IoOptions & { readonly storageDaemon?: string | undefined } = {},
+    options: IoOptions & { readonly format: ImageFormat; readonly storageDaemon?: string | undefined },
   ): Promise<ImageExport> {
-    const { storageDaemon = STORAGE_DAEMON, signal } = options;
+    const { format, storageDaemon = STORAGE_DAEMON, signal } = options;
     const daemon = await StorageDaemon.start(storageDaemon, { signal });
     try {
-      await openImage(daemon.qmp, { file, node: NODE }, "qcow2", { signal });
+      await openImage(daemon.qmp, { file, node: NODE }, format, { signal });
       return new ImageExport(daemon, file);
     } catch (error) {
       await daemon[Symbol.asyncDispose]();
@@ -47,17 +48,23 @@ export class ImageExport {
    *
    * @param size bytes that the disk is to have: it is made larger or smaller first
    * @throws {TidemarkError} TM_IMAGE_RESIZE when QEMU cannot resize it, e.g. because of internal snapshots
+   * @throws {BusyError} when another process has come to use it
    */
   async serve(size: number, io: IoOptions = {}): Promise<void> {
     const { qmp } = this.#daemon;
     await this.#resize(size, io);
     const addr = { type: "unix", data: { path: this.address.path } } as const;
     await qmp.execute("nbd-server-start", { addr, "max-connections": 16 }, io);
-    await qmp.execute(
-      "block-export-add",
-      { ...{ type: "nbd", id: NODE, "node-name": NODE, name: NODE }, writable: true },
-      io,
-    );
+    const served = { type: "nbd", id: NODE, "node-name": NODE, name: NODE } as const;
+    await this.#unlessLocked(() => qmp.execute("block-export-add", { ...served, writable: true }, io));
+  }
+
+  async #unlessLocked(command: () => Promise<unknown>): Promise<void> {
+    try {
+      await command();
+    } catch (error) {
+      throw isLockRefusal(error) ? inUse(this.#file, error) : error;
+    }
   }
 
   async #resize(size: number, io: IoOptions): Promise<void> {
@@ -68,6 +75,7 @@ export class ImageExport {
     try {
       await qmp.execute("block_resize", { "node-name": NODE, size }, io);
     } catch (error) {
+      if (isLockRefusal(error)) throw inUse(this.#file, error);
       if (!(error instanceof QmpCommandError)) throw error;
       throw new TidemarkError(
         "TM_IMAGE_RESIZE",

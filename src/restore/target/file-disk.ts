@@ -24,18 +24,6 @@ export async function openBlockDevice(path: string): Promise<DiskAccess> {
   }
 }
 
-/** A raw image file, resized to `length` bytes, the disk's. */
-export async function openRawFile(path: string, length: number): Promise<DiskAccess> {
-  const file = await open(path, "r+");
-  try {
-    await file.truncate(length);
-    return fileDisk(file, length);
-  } catch (error) {
-    await file.close();
-    throw error;
-  }
-}
-
 function fileDisk(file: FileHandle, size: number): DiskAccess {
   const read = async (offset: number, length: number): Promise<Buffer> => {
     const bytes = Buffer.allocUnsafe(length);

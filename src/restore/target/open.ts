@@ -7,7 +7,7 @@ import { formatOf, ImageExport, requireStorageDaemon } from "../../machine/index
 import type { NbdUri } from "../../nbd/index.js";
 import type { BitmapIdentity } from "../../point/index.js";
 import type { DiskAccess } from "./disk-access.js";
-import { openBlockDevice, openRawFile } from "./file-disk.js";
+import { openBlockDevice } from "./file-disk.js";
 import { isLocked } from "./file-lock.js";
 import { inPlaceTarget } from "./in-place.js";
 import { isEmptyExport, openNbdDisk } from "./nbd-disk.js";
@@ -34,7 +34,7 @@ export interface TargetOptions extends IoOptions {
   readonly onlyChanged: boolean;
   /** Only a part of the disk is restored: not in place. */
   readonly isPart: boolean;
-  /** The storage daemon's program, for existing qcow2 images and for checkpoints. */
+  /** The storage daemon's program, for existing images and for checkpoints. */
   readonly storageDaemon: string | undefined;
   /** The checkpoint to leave in the image (qcow2 files only), so that the next backup continues its point. */
   readonly track: BitmapIdentity | undefined;
@@ -104,7 +104,7 @@ async function prepareFile(path: string, options: TargetOptions): Promise<Prepar
   };
 }
 
-/** A file that is there, to be changed where it differs; a qcow2 image through a storage daemon. */
+/** An image that is there, to be changed where it differs: through a storage daemon, so that no machine can run on it. */
 async function prepareExisting(path: string, options: TargetOptions): Promise<PreparedTarget> {
   requireWhole(path, options);
   requireForce(path, "it exists and is not empty", options);
@@ -113,16 +113,13 @@ async function prepareExisting(path: string, options: TargetOptions): Promise<Pr
       hint: "A machine seems to run on it; shut it down first",
     });
   }
-  if (options.format === "raw") {
-    if ((await formatOf(path)) === "qcow2") {
-      throw new UsageError(`Cannot restore raw bytes into ${path}: it is a qcow2 image`, {
-        hint: "Give --format qcow2",
-      });
-    }
-    return inPlace(path, { open: (length) => openRawFile(path, length) }, options);
+  const { format, storageDaemon, track, signal } = options;
+  if (format === "raw" && (await formatOf(path)) === "qcow2") {
+    throw new UsageError(`Cannot restore raw bytes into ${path}: it is a qcow2 image`, {
+      hint: "Give --format qcow2",
+    });
   }
-  const { storageDaemon, track, signal } = options;
-  const image = await ImageExport.open(path, { storageDaemon, signal });
+  const image = await ImageExport.open(path, { format, storageDaemon, signal });
   const open = async (length: number): Promise<DiskAccess> => {
     await image.serve(length, { signal });
     return await openNbdDisk({ target: image.address, exportName: image.exportName }, { signal });
