@@ -55,12 +55,15 @@ export async function checkImage(check: ImageCheck): Promise<Finding[]> {
       ({ disk } = image);
       const wrong = await checkSegments(image, check);
       const isSound = wrong.every(({ segment }) => segment.kind === "data");
-      for (const { what, segment } of wrong) {
-        // Where tables are damaged, too, they do not tell what a frame is of.
-        const isTold = isSound && segment.kind === "data";
-        const costs = isTold ? await damagedClusters(image, [segment], { signal }) : "image";
-        found.push({ what, costs });
-      }
+      // Where tables are damaged, too, they do not tell what a frame is of.
+      const told = isSound
+        ? await damagedClusters(
+            image,
+            wrong.map(({ segment }) => segment),
+            { signal },
+          )
+        : [];
+      found.push(...wrong.map(({ what }, index) => ({ what, costs: told[index] ?? ("image" as const) })));
       if (!isSound) return;
       await attempt("image", async () => {
         const what = await miscounted(image, { signal });

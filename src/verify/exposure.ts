@@ -1,33 +1,46 @@
 import type { IoOptions } from "../bytes/index.js";
 import { DamageError, NotFoundError } from "../errors/index.js";
-import { ClusterDecoder, type Segment } from "../qcow2/index.js";
+import { ClusterDecoder, type CompressedMapping, type Segment } from "../qcow2/index.js";
 import { sortPoints, type PointImage, type PointManifest, type Repository } from "../repository/index.js";
 import { ObjectReplacedError } from "../storage/index.js";
 import type { Subject } from "./check-current.js";
 
-/** Offsets, in the disk, of the clusters whose frames lie in damaged segments and do not decode any more. */
+/**
+ * What damaged segments of frames cost, in one walk of the image's tables.
+ *
+ * @returns for each segment the offsets, in the disk, of the clusters whose frames do not decode any more; where all still
+ *   do, of all clusters in it: nobody can tell whether garbage is damaged, or one sound frame lies in another's place
+ */
 export async function damagedClusters(
   { reader }: PointImage,
   segments: readonly Segment[],
   options: IoOptions = {},
-): Promise<number[]> {
-  if (segments.length === 0) return [];
+): Promise<number[][]> {
+  const found = segments.map((segment) => ({ segment, failed: [] as number[], all: [] as number[] }));
+  if (found.length === 0) return [];
   const decoder = new ClusterDecoder(reader.format);
   const cluster = Buffer.alloc(reader.clusterSize);
-  const found: number[] = [];
-  for await (const run of reader.map(0, reader.virtualSize, options)) {
-    if (run.kind !== "compressed") continue;
-    const end = run.at + run.storedLength;
-    if (!segments.some(({ offset, length }) => run.at < offset + length && end > offset)) continue;
-    const stored = await reader.source.read(run.at, run.storedLength, options);
+  const decodes = async ({ at, storedLength }: CompressedMapping): Promise<boolean> => {
+    const stored = await reader.source.read(at, storedLength, options);
     try {
-      decoder.decode(stored, cluster, { object: reader.name, at: run.at });
+      decoder.decode(stored, cluster, { object: reader.name, at });
+      return true;
     } catch (error) {
       if (!(error instanceof DamageError)) throw error;
-      found.push(run.offset);
+      return false;
     }
+  };
+  for await (const run of reader.map(0, reader.virtualSize, options)) {
+    if (run.kind !== "compressed") continue;
+    // A frame lies in one segment, whole.
+    const holder = found.find(
+      ({ segment: { offset, length } }) => run.at >= offset && run.at < offset + length,
+    );
+    if (holder === undefined) continue;
+    holder.all.push(run.offset);
+    if (!(await decodes(run))) holder.failed.push(run.offset);
   }
-  return found;
+  return found.map(({ failed, all }) => (failed.length > 0 ? failed : all));
 }
 
 /**
