@@ -1,6 +1,6 @@
 import { MiB, type IoOptions } from "../bytes/index.js";
 import type { ImageChain } from "./chain.js";
-import { FrameEncoder, frameBound, frameLength } from "./cluster.js";
+import { ClusterDecoder, FrameEncoder, frameBound, frameLength } from "./cluster.js";
 import { frameLengths } from "./frame-lengths.js";
 import { l2EntriesOf } from "./layout.js";
 import { MergeWalk, type MergedRun } from "./merge-walk.js";
@@ -53,7 +53,8 @@ type Frame = Extract<MergedRun, { kind: "frame" }>;
 
 /**
  * Writes what some images of a chain say together into one image: see MergeWalk. Frames are copied as they are stored,
- * by ranges of what an L2 table maps, each range in the order in which they lie in their file.
+ * by ranges of what an L2 table maps, each range in the order in which they lie in their file. Each is decoded on the way:
+ * what is damaged must not go on under new digests. The base's frames are not looked at.
  *
  * The writer is not finished: the caller does that.
  *
@@ -68,6 +69,9 @@ class Merger {
   readonly #images: readonly ImageReader[];
   readonly #clusterSize: number;
   #encoder: FrameEncoder | undefined;
+  readonly #decoders = new Map<ImageReader, ClusterDecoder>();
+  /** What a frame that is copied holds. */
+  readonly #content: Buffer;
   #waiting: Frame[] = [];
   #waitingBytes = 0;
   #copied = 0;
@@ -79,6 +83,7 @@ class Merger {
     this.#merge = merge;
     this.#images = merge.chain.images.slice(0, merge.count);
     this.#clusterSize = this.#images[0]?.clusterSize ?? 0;
+    this.#content = Buffer.alloc(this.#clusterSize);
   }
 
   async run(): Promise<MergeSummary> {
@@ -156,12 +161,20 @@ class Merger {
     const frames: { cluster: number; length: number }[] = [];
     for (const { cluster, at, storedLength } of group) {
       const stored = bytes.subarray(at - first.at, at - first.at + storedLength);
-      const length = frameLength(stored, { object: reader.name, at });
+      const origin = { object: reader.name, at };
+      this.#decoderOf(reader).decode(stored, this.#content, origin);
+      const length = frameLength(stored, origin);
       parts.push(stored.subarray(0, length));
       frames.push({ cluster, length });
       this.#copied += length;
     }
     await this.#merge.writer.append({ payload: Buffer.concat(parts), frames });
+  }
+
+  #decoderOf(reader: ImageReader): ClusterDecoder {
+    const found = this.#decoders.get(reader) ?? new ClusterDecoder(reader.format);
+    this.#decoders.set(reader, found);
+    return found;
   }
 }
 

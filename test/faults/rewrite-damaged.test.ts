@@ -1,4 +1,5 @@
-import { readdir, rm, writeFile } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { MiB } from "../../src/bytes/index.js";
 import {
@@ -40,6 +41,18 @@ function cli(...args: readonly string[]): Promise<CliResult> {
   return runTidemark(args, { env: { TIDEMARK_REPO: root, TIDEMARK_RUNTIME_DIR: directory.path } });
 }
 
+/** Every image and manifest, with its digest. */
+async function contentOf(root: string): Promise<Record<string, string>> {
+  const found: Record<string, string> = {};
+  for (const name of (await readdir(root, { recursive: true })).sort()) {
+    if (!/(qcow2|point\.json)$/.test(name)) continue;
+    found[name] = createHash("sha256")
+      .update(await readFile(`${root}/${name}`))
+      .digest("hex");
+  }
+  return found;
+}
+
 /** Runs the command that a hint gives. */
 async function follow(hint: string, ...more: readonly string[]): Promise<CliResult> {
   const [, command = ""] = /tidemark (delete [^;]*);/.exec(hint) ?? [];
@@ -72,6 +85,34 @@ describe("delete, flatten and prune that meet an image that is missing", () => {
     expect(await pointsThatAreRight(tree, root, copies)).toEqual([0, 1, 4]);
     expect((await cli("prune", MACHINE, "--keep-last", "1")).code).toBe(0);
     expect(await pointsThatAreRight(tree, root, copies)).toEqual([4]);
+  });
+});
+
+describe("delete, flatten and prune that meet data that is damaged", () => {
+  it("end before they give it new digests, and leave every point and file", async () => {
+    // Whichever of them is the base, the other one's frames are copied.
+    for (const point of [2, 3]) {
+      const bytes = await readFile(tree.path(point));
+      bytes[100_000]! ^= 1;
+      await writeFile(tree.path(point), bytes);
+    }
+    const before = await contentOf(root);
+    const commands = [
+      ["delete", `${MACHINE}@${idOf(2)}`],
+      ["flatten", `${MACHINE}@${idOf(3)}`],
+      ["prune", MACHINE, "--keep-last", "2"],
+    ];
+    for (const args of commands) {
+      const { code, stderr } = await cli(...args);
+      expect({ args, code, stderr }).toMatchObject({
+        args,
+        code: 6,
+        stderr: expect.stringContaining("damaged") as string,
+      });
+      expect(await contentOf(root)).toEqual(before);
+    }
+    expect((await cli("delete", `${MACHINE}@${idOf(2)}`, "--children")).code).toBe(0);
+    expect(await pointsThatAreRight(tree, root, copies)).toEqual([0, 1, 4]);
   });
 });
 

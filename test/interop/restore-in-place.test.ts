@@ -256,6 +256,26 @@ describe("restore of an older point onto the machine's own image", () => {
     expect((await readdir(dirname(image))).filter((name) => name.includes("partial"))).toEqual([]);
   });
 
+  it("refuses every target in the repository, through a link as well", async () => {
+    const [first, last] = await twoPoints();
+    const stored = `${rig.repository}/vm/${last.id}/vda.qcow2`;
+    const link = rig.directory.file("link");
+    await symlink(rig.repository, link);
+    const before = await readFile(stored);
+    for (const to of [stored, `${link}/vm/${last.id}/vda.qcow2`, `${link}/new/vda.qcow2`]) {
+      const refused = await restoreOnto(first, "--to", to);
+      expect(refused).toMatchObject({
+        code: 2,
+        message: expect.stringContaining("in the repository") as string,
+      });
+    }
+    const all = ["restore", `vm@${first.id}`, "--repo", rig.repository, "--to-dir", `${rig.repository}/new`];
+    expect((await rig.run(all)).code).toBe(2);
+    expect((await readFile(stored)).equals(before)).toBe(true);
+    expect(await readdir(rig.repository)).not.toContain("new");
+    await expectRight(last);
+  });
+
   it("keeps owner and mode of an image that it replaces", async () => {
     const [first] = await twoPoints();
     await chown(image, 12_345, 54_321);

@@ -1,5 +1,5 @@
-import { stat } from "node:fs/promises";
-import { join, resolve } from "node:path";
+import { realpath, stat } from "node:fs/promises";
+import { dirname, join, resolve, sep } from "node:path";
 import { Option, type Command } from "commander";
 import { formatSize } from "../../bytes/index.js";
 import { messageOf, UsageError } from "../../errors/index.js";
@@ -17,7 +17,7 @@ import {
 } from "../../restore/index.js";
 import { makeDirectories } from "../../storage/index.js";
 import { integerArgument, rangeArgument, rateArgument, timeArgument } from "../arguments.js";
-import { withRepository, type CliContext, type CommonOptions } from "../context.js";
+import { repositoryOf, withRepository, type CliContext, type CommonOptions } from "../context.js";
 import { withEvents, type EmitEvent } from "../render/output.js";
 import { progressFor } from "../render/progress.js";
 import { pointAt, repositoryAt, requireNoFile } from "../repository.js";
@@ -142,7 +142,9 @@ async function chooseTargets(
 ): Promise<RestoreDisk[]> {
   const { toDir, to } = options;
   const format = formatFor(options);
+  const root = repositoryOf(options, context);
   if (toDir !== undefined) {
+    await requireOutside(root, toDir);
     await makeDirectory(toDir);
     return point.disks.map(({ name }) => ({ name, to: { path: join(toDir, `${name}.${format}`) } }));
   }
@@ -158,8 +160,32 @@ async function chooseTargets(
     throw new UsageError("The point has more than one disk", { hint: `Name one with --disk: ${names}` });
   }
   const place = placeOf(to, context);
-  if ("path" in place) await requireFormat(place.path, options);
+  if ("path" in place) {
+    await requireOutside(root, place.path);
+    await requireFormat(place.path, options);
+  }
   return [{ name, to: place }];
+}
+
+/** @throws {UsageError} for a target in the repository: it would take the place of what points are made of */
+async function requireOutside(repository: string, target: string): Promise<void> {
+  const root = await realpath(repository);
+  const place = await existing(target);
+  if (place !== root && !place.startsWith(`${root}${sep}`)) return;
+  throw new UsageError(`Cannot restore to ${target}: it is in the repository`, {
+    hint: "Choose a place outside of it",
+  });
+}
+
+/** The path itself, or what of it there is, without links. */
+async function existing(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if ((code !== "ENOENT" && code !== "ENOTDIR") || dirname(path) === path) throw error;
+    return await existing(dirname(resolve(path)));
+  }
 }
 
 /** Nobody restores raw bytes over a machine's qcow2 image without having said so. */
